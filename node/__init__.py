@@ -1,0 +1,1 @@
+"""The library that gateways and replicators stand on: vocabulary, ports, adapters, site model."""

@@ -1,0 +1,182 @@
+"""Manifests: what a body says it is, and what it refers to.
+
+A manifest is stored byte for byte and never rewritten; it is parsed only to learn its type, what
+it needs, its subject, and what a listing of referrers says about it.  The rules are those of
+OCI image-spec 1.1 and Docker schema 2; schema 1 is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from node.digest import Digest
+from node.errors import DigestInvalid, DigestUnsupported, ManifestInvalid
+
+OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+OCI_ARTIFACT: Final = "application/vnd.oci.artifact.manifest.v1+json"
+DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
+
+INDEX_TYPES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
+IMAGE_TYPES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+MEDIA_TYPES: Final = INDEX_TYPES | IMAGE_TYPES | {OCI_ARTIFACT}
+
+# Layers that stay where their vendor put them, if they say where (image-spec layer.md; Docker's
+# foreign layers): they need not be pushed.
+_ELSEWHERE: Final = ("nondistributable", "foreign")
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """What one content item is: media type, digest, size in bytes."""
+
+    media_type: str
+    digest: Digest
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A parsed manifest or index; `blobs` and `children` keep the body's order, once each."""
+
+    media_type: str
+    blobs: tuple[Descriptor, ...] = ()
+    children: tuple[Descriptor, ...] = ()
+    subject: Descriptor | None = None
+    artifact_type: str | None = None
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_index(self) -> bool:
+        """Whether it refers to manifests rather than to blobs."""
+        return self.media_type in INDEX_TYPES
+
+
+def parse_manifest(body: bytes, content_type: str | None) -> Manifest:
+    """Read a body; `content_type` is what the client said, None if it said nothing.
+
+    Raises:
+        ManifestInvalid: Not one of the stored types, or not what it says it is.
+    """
+    document = _document(body)
+    media_type = _media_type(document, content_type)
+    if media_type in INDEX_TYPES:
+        if "config" in document or "layers" in document:
+            # Type confusion: two clients would read two different images (GHSA-77vh-xpmg-72qh).
+            raise ManifestInvalid("an index may not have config or layers")
+        blobs: tuple[Descriptor, ...] = ()
+        children = _descriptors(document, "manifests")
+        artifact_type = _text(document, "artifactType")
+    elif media_type == OCI_ARTIFACT:
+        blobs = _descriptors(document, "blobs", required=False)
+        children = ()
+        artifact_type = _text(document, "artifactType")
+    else:
+        if "manifests" in document:
+            raise ManifestInvalid("an image manifest may not have manifests")
+        config = _descriptor(document.get("config"), "config")
+        blobs = _unique((config, *_descriptors(document, "layers")))
+        children = ()
+        artifact_type = _text(document, "artifactType") or config.media_type
+    subject = document.get("subject")
+    return Manifest(
+        media_type=media_type,
+        blobs=blobs,
+        children=children,
+        subject=None if subject is None else _descriptor(subject, "subject"),
+        artifact_type=artifact_type,
+        annotations=_annotations(document),
+    )
+
+
+def _document(body: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as err:
+        raise ManifestInvalid("the body is not JSON in UTF-8") from err
+    if not isinstance(document, dict):
+        raise ManifestInvalid("the body is not a JSON object")
+    version = document.get("schemaVersion")
+    if version != 2 or isinstance(version, bool):
+        raise ManifestInvalid("schemaVersion must be 2")
+    return document
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _media_type(document: Mapping[str, Any], content_type: str | None) -> str:
+    said = (content_type or "").partition(";")[0].strip().lower() or None
+    inside = _text(document, "mediaType")
+    if said and inside and said != inside:
+        raise ManifestInvalid("mediaType and Content-Type differ")
+    media_type = said or inside or (OCI_INDEX if "manifests" in document else OCI_MANIFEST)
+    if media_type not in MEDIA_TYPES:
+        raise ManifestInvalid(f"media type {media_type[:100]!r} is not stored here")
+    return media_type
+
+
+def _descriptors(
+    document: Mapping[str, Any], name: str, *, required: bool = True
+) -> tuple[Descriptor, ...]:
+    items = document.get(name, None if required else [])
+    if not isinstance(items, list):
+        raise ManifestInvalid(f"{name} must be a list")
+    return _unique(
+        tuple(
+            _descriptor(item, f"{name}[{position}]")
+            for position, item in enumerate(items)
+            if not _is_elsewhere(item)
+        )
+    )
+
+
+def _is_elsewhere(item: object) -> bool:
+    return (
+        isinstance(item, dict)
+        and isinstance(item.get("urls"), list)
+        and bool(item["urls"])
+        and any(word in str(item.get("mediaType", "")) for word in _ELSEWHERE)
+    )
+
+
+def _descriptor(item: object, where: str) -> Descriptor:
+    if not isinstance(item, dict):
+        raise ManifestInvalid(f"{where} is not a descriptor")
+    media_type, digest, size = item.get("mediaType"), item.get("digest"), item.get("size")
+    if not isinstance(media_type, str) or not media_type:
+        raise ManifestInvalid(f"{where} has no mediaType")
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**63:
+        raise ManifestInvalid(f"{where} has no valid size")
+    if not isinstance(digest, str):
+        raise ManifestInvalid(f"{where} has no digest")
+    try:
+        return Descriptor(media_type, Digest.parse(digest), size)
+    except (DigestInvalid, DigestUnsupported) as err:
+        raise ManifestInvalid(f"{where}: {err}") from err
+
+
+def _unique(items: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:
+    """Each digest once: a layer may stand twice in an image and is one blob."""
+    return tuple({item.digest: item for item in items}.values())
+
+
+def _text(document: Mapping[str, Any], name: str) -> str | None:
+    value = document.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ManifestInvalid(f"{name} must be text")
+    return value or None
+
+
+def _annotations(document: Mapping[str, Any]) -> dict[str, str]:
+    found = document.get("annotations")
+    if found is None:
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise ManifestInvalid("annotations must be texts by name")
+    return found
