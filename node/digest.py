@@ -52,9 +52,10 @@ class Digest:
         name, _, encoded = text.partition(":")
         if not _GRAMMAR.fullmatch(text):
             raise DigestInvalid(text)
-        if name not in Algorithm:
-            raise DigestUnsupported(text)
-        algorithm = Algorithm(name)
+        try:
+            algorithm = Algorithm(name)
+        except ValueError as err:
+            raise DigestUnsupported(text) from err
         if len(encoded) != 2 * _RAW_LENGTH[algorithm] or not _HEX.fullmatch(encoded):
             raise DigestInvalid(text)
         return cls(algorithm, bytes.fromhex(encoded))

@@ -9,8 +9,8 @@ Promises, for every adapter (tests/contract/ holds them to it):
 - **Three outcomes.** `Ok` (applied, durable), `Failed` (not applied; here is what was there) and
   `Unknown` (it may or may not be applied, now or later).  A write is never retried by an adapter.
 - **Reads join.** `read` answers many ranges from one moment, linearizably.
-- **Leases are no proof.** Keys bound to a lease vanish with it, at the latest some seconds after its
-  time; whoever needs to be sure guards on the key.
+- **Leases are no proof.** Keys bound to a lease vanish with it, at the latest some seconds after
+  its time; whoever needs to be sure guards on the key.
 
 Keys and values are bytes; a range is [start, end).  An adapter that can't answer raises
 `MetadataUnavailable`; that is only ever raised where nothing was written.
@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, NewType, Protocol, TypeAlias
 
-# What etcd takes in one transaction (--max-txn-ops): 128 guards, 128 operations, 128 ranges of a read.
+# What etcd takes in one transaction by default (--max-txn-ops): 128 of each.
 MAX_RANGES: Final = 128
 
 Lease = NewType("Lease", int)
