@@ -7,7 +7,7 @@ only prose, and know nothing of HTTP: each edge has one table that says what its
     RegistryError
     ├── InvalidRequest          the request can never succeed as it is
     │   ├── NameInvalid, TagInvalid, DigestInvalid, DigestUnsupported, DigestMismatch
-    │   ├── SizeMismatch, ManifestInvalid, ManifestTooLarge, ManifestReferencesUnknown
+    │   ├── SizeMismatch, BodyCut, ManifestInvalid, ManifestTooLarge, ManifestReferencesUnknown
     │   ├── PageInvalid, RangeInvalid, UploadOutOfOrder
     │   └── Unsupported, InUse
     ├── NotFound
@@ -87,6 +87,14 @@ class SizeMismatch(InvalidRequest):
         super().__init__(f"{actual} bytes received, {expected} announced")
         self.expected = expected
         self.actual = actual
+
+
+class BodyCut(InvalidRequest):
+    """The request ended before its body was whole: the client left, or its framing is wrong."""
+
+    def __init__(self, received: int) -> None:
+        super().__init__(f"the body was cut after {received} bytes")
+        self.received = received
 
 
 class ManifestInvalid(InvalidRequest):

@@ -197,7 +197,8 @@ class KV(Protocol):
         """Apply `ops` in one revision if all `guards` hold. No key may stand in two ops.
 
         Raises:
-            MetadataUnavailable: It was certainly not applied and will not be.
+            MetadataUnavailable: It was certainly not applied and will not be; also where a lease
+                that an operation names is gone.
         """
         ...
 

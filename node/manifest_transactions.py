@@ -110,7 +110,6 @@ def _put_manifest(
 def commit_ranges(push: Push, copy: Copy | None) -> list[Range]:
     """What T3 is decided on."""
     ranges = [
-        only(keys.operation(push.op)),
         only(keys.blob(push.digest)),
         manifest_range(push.repository, push.digest),
         *(only(keys.tag(push.repository, tag)) for tag in push.tags),

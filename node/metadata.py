@@ -1,0 +1,242 @@
+"""A site's tags and manifests: the truth that clients read and write.
+
+Reads are joined and linearizable (P2).  Writes are the transactions of manifest_transactions and
+tag_transactions, each tried until it is certain what became of it (node/stamps.py); an
+acknowledged one is durable (P1).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from node import keys
+from node.blob_transactions import Copy
+from node.blobs import Generation
+from node.clearing import clear
+from node.digest import Digest
+from node.errors import ManifestUnknown, NameUnknown
+from node.kv import Entry, Range, only
+from node.manifest import Manifest
+from node.manifest_transactions import Push, commit, commit_ranges, delete_manifest, parents
+from node.records import Pushed, Referrer
+from node.reference import Reference, Repository, Tag
+from node.register import Register
+from node.stamps import Decider
+from node.tag_transactions import (
+    delete_tag,
+    digests,
+    manifest_range,
+    register_at,
+    sibling_ranges,
+)
+from node.transaction import Seen
+from node.wire import codec
+
+K = TypeVar("K")
+V = TypeVar("V")
+N = TypeVar("N", bound=str)
+
+# Tags dropped together with their manifest in the deciding transaction; more are cleared after it.
+TAGS_AT_ONCE: Final = 20
+_REMEMBERED: Final = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a reference names: enough for the headers of an answer.
+
+    `siblings` counts the live manifests that the tag could show; more than one is a conflict.
+    """
+
+    digest: Digest
+    media_type: str
+    size: int
+    siblings: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ReferrerEntry:
+    """One manifest that has the subject."""
+
+    digest: Digest
+    referrer: Referrer
+
+
+class Metadata:
+    """The tags and manifests of one site. `new_id` makes ids that are never used twice."""
+
+    def __init__(self, decider: Decider, *, new_id: Callable[[], str]) -> None:
+        self._decider = decider
+        self._new_id = new_id
+        # What a tag named last, to read its manifest beside it; a hint, never an answer.
+        self._hints: OrderedDict[tuple[Repository, Tag], Digest] = OrderedDict()
+        # Decoded registers by key; of use only while the key's revision is the same.
+        self._decoded: OrderedDict[bytes, tuple[int, Register[Pushed]]] = OrderedDict()
+
+    # --- resolving
+
+    async def resolve(self, repository: Repository, reference: Reference) -> Resolved:
+        """The manifest that a reference shows.
+
+        Raises:
+            ManifestUnknown: None, in this repository.
+        """
+        if isinstance(reference, Digest):
+            seen = await self._decider.look([manifest_range(repository, reference)])
+            shown = self._register(seen, keys.manifest(repository, reference)).shown()
+            if shown is None:
+                raise ManifestUnknown(str(reference))
+            return Resolved(shown.digest, shown.media_type, shown.size)
+        return await self._resolve_tag(repository, reference)
+
+    async def _resolve_tag(self, repository: Repository, tag: Tag) -> Resolved:
+        key = keys.tag(repository, tag)
+        hint = self._hints.get((repository, tag))
+        ranges = [only(key)] if hint is None else [only(key), manifest_range(repository, hint)]
+        seen = await self._decider.look(ranges)
+        register = self._register(seen, key)
+        unread = [r for r in sibling_ranges(repository, [register]) if r not in seen.found]
+        if unread:
+            seen = seen.also(await self._decider.look(unread))
+        shown = register.shown(lambda value: self._is_live(seen, repository, value.digest))
+        if shown is None:
+            raise ManifestUnknown(tag)
+        if shown.digest != hint:
+            _remember(self._hints, (repository, tag), shown.digest)
+        live = [d for d in digests(register) if self._is_live(seen, repository, d)]
+        return Resolved(shown.digest, shown.media_type, shown.size, len(live))
+
+    def _is_live(self, seen: Seen, repository: Repository, digest: Digest) -> bool:
+        return self._register(seen, keys.manifest(repository, digest)).live
+
+    def _register(self, seen: Seen, key: bytes) -> Register[Pushed]:
+        entry = seen.entry(key)
+        if entry is None:
+            return Register()
+        known = self._decoded.get(key)
+        if known is not None and known[0] == entry.modified:
+            return known[1]
+        register = codec.decode_register(entry.value)
+        _remember(self._decoded, key, (entry.modified, register))
+        return register
+
+    # --- lists
+
+    async def tags(
+        self, repository: Repository, after: str | None, limit: int
+    ) -> tuple[list[Tag], bool]:
+        """At most `limit` live tags in byte order from just after a name; whether more follow.
+
+        Raises:
+            NameUnknown: The repository has no live manifest.
+        """
+        within = keys.live_tags(repository, after, limit + 1)
+        exists = only(keys.repository(repository))
+        seen = await self._decider.look([exists, within])
+        if not seen.entries(exists):
+            raise NameUnknown(repository)
+        return _page([keys.live_tag_name(e.key) for e in seen.entries(within)], limit)
+
+    async def repositories(self, after: str | None, limit: int) -> tuple[list[Repository], bool]:
+        """At most `limit` repositories with live manifests, from just after a name."""
+        within = keys.repositories(after, limit + 1)
+        entries = (await self._decider.look([within])).entries(within)
+        return _page([keys.repository_name(entry.key) for entry in entries], limit)
+
+    async def referrers(self, repository: Repository, subject: Digest) -> list[ReferrerEntry]:
+        """The live manifests of the repository whose subject this is, in order of their digests."""
+        within = keys.referrers(repository, subject)
+        entries = (await self._decider.look([within])).entries(within)
+        return [_referrer(entry) for entry in entries]
+
+    # --- writing
+
+    async def commit(
+        self, push: Push, copy: Copy | None = None, damaged: frozenset[Generation] = frozenset()
+    ) -> None:
+        """T3: once this returns, the manifest and its tags are there, durably.
+
+        Raises:
+            ManifestReferencesUnknown: The repository lacks what it refers to.
+            BlobUnknown: The site has no sound copy of its body and none was brought.
+            UploadUnknown: The session of the body's copy is gone.
+        """
+        ranges = commit_ranges(push, copy)
+        await self._decider.decide(
+            push.repository,
+            lambda: self._decider.look(ranges),
+            lambda txn: commit(txn, push, copy, damaged),
+            push.op,
+        )
+
+    async def delete_tag(self, repository: Repository, tag: Tag, actor: str = "") -> None:
+        """The tag goes; its manifest stays.
+
+        Raises:
+            ManifestUnknown: It shows nothing now.
+        """
+        op = self._new_id()
+
+        async def read() -> Seen:
+            seen = await self._decider.look([only(keys.tag(repository, tag))])
+            register = register_at(seen, keys.tag(repository, tag))
+            return seen.also(await self._decider.look(sibling_ranges(repository, [register])))
+
+        await self._decider.decide(
+            repository, read, lambda txn: delete_tag(txn, tag, op, actor), op
+        )
+
+    async def delete_manifest(
+        self, repository: Repository, digest: Digest, manifest: Manifest | None, actor: str = ""
+    ) -> None:
+        """T4: the manifest and every tag on it go; its blobs stay pinned for the grace time.
+
+        `manifest` is its parsed body, None where the body is damaged: its references then stay
+        until they are rebuilt.
+
+        Raises:
+            ManifestUnknown: It is not live.
+            InUse: A live index needs it.
+        """
+        op = self._new_id()
+        tags: list[Tag] = []
+
+        async def read() -> Seen:
+            seen, found = await self._around(repository, digest)
+            tags[:] = found
+            return seen
+
+        await self._decider.decide(
+            repository, read, lambda txn: delete_manifest(txn, digest, tags, op, actor), op
+        )
+        await clear(self._decider, repository, digest, manifest)
+
+    async def _around(self, repository: Repository, digest: Digest) -> tuple[Seen, list[Tag]]:
+        """All that a manifest's death touches: who refers to it, and (some of) its tags."""
+        within = keys.tags_of(repository, digest, TAGS_AT_ONCE)
+        references = keys.references(digest, repository)
+        seen = await self._decider.look([manifest_range(repository, digest), references, within])
+        tags = [keys.tagged_name(entry.key) for entry in seen.entries(within)]
+        more: list[Range] = [only(keys.tag(repository, tag)) for tag in tags]
+        more += [manifest_range(repository, p) for p in parents(seen, repository, digest)]
+        seen = seen.also(await self._decider.look(more))
+        registers = [register_at(seen, keys.tag(repository, tag)) for tag in tags]
+        siblings = [r for r in sibling_ranges(repository, registers) if r not in seen.found]
+        return seen.also(await self._decider.look(siblings)), tags
+
+
+def _remember(cache: OrderedDict[K, V], key: K, value: V) -> None:
+    cache[key] = value
+    if len(cache) > _REMEMBERED:
+        cache.popitem(last=False)
+
+
+def _page(names: list[N], limit: int) -> tuple[list[N], bool]:
+    return names[:limit], len(names) > limit
+
+
+def _referrer(entry: Entry) -> ReferrerEntry:
+    return ReferrerEntry(keys.referrer_digest(entry.key), codec.decode_referrer(entry.value))
