@@ -22,10 +22,11 @@ import errno
 import os
 import signal
 import socket
+import stat
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -37,7 +38,7 @@ from node.telemetry import configure_logs
 
 # Kubernetes waits 45 s, the supervisor 30 s.
 STOP_LIMIT_S: Final = 28.0
-# What is left of the limit for ending the loop itself after the steps were given up.
+# Kept back of the limit, to end the loop itself in order after steps were given up.
 _LAST_S: Final = 1.5
 
 Step: TypeAlias = Callable[[], Awaitable[None]]
@@ -48,22 +49,26 @@ _log = structlog.stdlib.get_logger(__name__)
 class Lifecycle:
     """The background work of a process and the order in which it is undone."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit_s: float = STOP_LIMIT_S) -> None:
         self.stopping = asyncio.Event()
-        self._failed = False
+        self.failed = False
+        self._limit_s = limit_s
+        self._deadline: float | None = None
         # In the order of their start; a task leaves when it is done.
         self._steps: dict[object, tuple[str, Step]] = {}
-
-    @property
-    def failed(self) -> bool:
-        """Whether background work or a step of the drain failed."""
-        return self._failed
 
     def stop(self, reason: str) -> None:
         """Begin the drain; a second call changes nothing."""
         if not self.stopping.is_set():
             _log.info("stopping", reason=reason)
+            self._deadline = asyncio.get_running_loop().time() + self._limit_s
             self.stopping.set()
+
+    def fail(self, what: str, error: BaseException) -> None:
+        """Log an error that nobody handles and begin the drain; the exit status will be 1."""
+        _log.error(f"{what} failed", exc_info=error)
+        self.failed = True
+        self.stop(f"{what} failed")
 
     def spawn(self, name: str, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         """Run work until it is done, or is cancelled when its turn in the drain comes.
@@ -84,30 +89,27 @@ class Lifecycle:
         """Have the drain do this, after everything that is started from now on has ended."""
         self._steps[object()] = (name, step)
 
-    async def drain(self, limit_s: float) -> None:
-        """Undo everything, last started first; after `limit_s` what is left is only cancelled."""
-        deadline = asyncio.get_running_loop().time() + limit_s
+    async def drain(self) -> None:
+        """Undo everything, last started first.
+
+        When `limit_s` after `stop` is over, each step left is still begun (so every task is
+        cancelled) and waited for no longer.
+        """
+        self.stop("nothing is left to do")
         while self._steps:
-            key, (name, step) = self._steps.popitem()
+            _, (name, step) = self._steps.popitem()
             try:
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout_at(self._deadline):
                     await step()
-            except TimeoutError:
-                _log.error("stopping takes too long, leaving", step=name, limit_s=limit_s)
-                self._failed = True
             except Exception:  # noqa: BLE001 - one step's failure must not keep others from theirs
-                _log.exception("stopping failed", step=name)
-                self._failed = True
-            if isinstance(key, asyncio.Task):
-                key.cancel()
+                _log.exception("stopping failed or took too long", step=name)
+                self.failed = True
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._steps.pop(task, None)
         error = None if task.cancelled() else task.exception()
         if error:
-            _log.error("background work failed", task=task.get_name(), exc_info=error)
-            self._failed = True
-            self.stop(f"{task.get_name()} failed")
+            self.fail(task.get_name(), error)
 
 
 def main(
@@ -145,7 +147,8 @@ def run(
     """Run a service on uvloop until it is told to stop, and return the exit status.
 
     The service starts what it needs (`spawn`, `on_stop`) and returns, or waits for
-    `lifecycle.stopping` and ends things itself; the process drains after that either way.
+    `lifecycle.stopping` and ends things itself; the process drains after that either way.  It owns
+    the process: `limit_s` after the drain began the interpreter is left without ceremony.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_supervised(service, with_parent=with_parent, limit_s=limit_s))
@@ -193,32 +196,24 @@ def _probe(address: Address) -> OSError | None:
 async def _supervised(
     service: Callable[[Lifecycle], Awaitable[None]], *, with_parent: bool, limit_s: float
 ) -> int:
-    lifecycle = Lifecycle()
+    lifecycle = Lifecycle(limit_s - _LAST_S)
     _watch_signals(lifecycle)
-    if with_parent:
-        _watch_stdin(lifecycle)
+    watchdog = asyncio.create_task(_leave_after(lifecycle.stopping, limit_s))
     refused: ConfigError | None = None
     try:
-        await _until_stopping(service, lifecycle)
+        if with_parent:
+            _watch_stdin(lifecycle)
+        await service(lifecycle)
+        await lifecycle.stopping.wait()
     except ConfigError as err:
         refused = err
-    except Exception:  # noqa: BLE001 - the process must drain whatever went wrong, and say so
-        _log.exception("the service failed")
-        lifecycle.fail()
-    lifecycle.stop("the service has ended")
-    _leave_after(limit_s)
-    await lifecycle.drain(limit_s - _LAST_S)
+    except Exception as err:  # noqa: BLE001 - whatever went wrong, what was started must be undone
+        lifecycle.fail("the service", err)
+    await lifecycle.drain()
+    await watchdog
     if refused:
         return refuse(refused)
     return 1 if lifecycle.failed else 0
-
-
-async def _until_stopping(
-    service: Callable[[Lifecycle], Awaitable[None]], lifecycle: Lifecycle
-) -> None:
-    """Let the service start; if it is told to stop while still starting, cut that short."""
-    await service(lifecycle)
-    await lifecycle.stopping.wait()
 
 
 def _watch_signals(lifecycle: Lifecycle) -> None:
@@ -236,6 +231,9 @@ def _watch_signals(lifecycle: Lifecycle) -> None:
 def _watch_stdin(lifecycle: Lifecycle) -> None:
     loop = asyncio.get_running_loop()
     descriptor = sys.stdin.fileno()
+    mode = os.fstat(descriptor).st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        raise ConfigError("--with-parent: stdin is no pipe")
 
     def readable() -> None:
         if not os.read(descriptor, 4096):
@@ -245,8 +243,9 @@ def _watch_stdin(lifecycle: Lifecycle) -> None:
     loop.add_reader(descriptor, readable)
 
 
-def _leave_after(limit_s: float) -> None:
+async def _leave_after(stopping: asyncio.Event, limit_s: float) -> None:
     """A hung disk holds a thread, and a thread holds the interpreter: leave without it."""
+    await stopping.wait()
     timer = threading.Timer(limit_s, os._exit, (1,))
     timer.daemon = True
     timer.start()

@@ -13,20 +13,22 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Final, TextIO
 
 import structlog
 from prometheus_client import (
     CollectorRegistry,
     Counter,
-    GCCollector,
     Gauge,
+    GCCollector,
     Histogram,
     PlatformCollector,
     ProcessCollector,
 )
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+VERSION: Final = version("entrepot")
 # Seconds: from a cached read to a layer of some GiB.
 DURATIONS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 120, 600)
 
@@ -74,8 +76,9 @@ def configure_logs(program: str, stream: TextIO | None = None) -> None:
 
 def _renderers(*, pretty: bool) -> list[Processor]:
     if pretty:
-        return [structlog.dev.ConsoleRenderer()]
-    return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+    # A traceback as text, without the values of locals: those may be secrets.
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
 
 
 class Metrics:
@@ -85,13 +88,13 @@ class Metrics:
     out twice.
     """
 
-    def __init__(self, program: str, version: str) -> None:
+    def __init__(self, program: str) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         build = self.gauge("build_info", "Always 1; which program this is.", "program", "version")
-        build.labels(program, version).set(1)
+        build.labels(program, VERSION).set(1)
 
     def counter(self, name: str, meaning: str, *labels: str) -> Counter:
         """A number that only grows; its name is shown with `_total` at the end."""
