@@ -66,7 +66,8 @@ class Upload:
 class Content:
     """The blobs of one site.
 
-    `new_id` makes ids that are never used twice; `session_ttl_ms` is how long an upload may rest.
+    `new_id` makes ids that are never used twice, `reserve_bytes` says what stays free of a disk of
+    a given size, `session_ttl_ms` is how long an upload may rest.
     """
 
     def __init__(
@@ -76,14 +77,14 @@ class Content:
         *,
         new_id: Callable[[], str],
         clock_ms: Callable[[], int],
-        reserve_share: float = 0.05,
+        reserve_bytes: Callable[[int], int],
         session_ttl_ms: int = 7 * 24 * 3600 * 1000,
     ) -> None:
         self._decider = decider
         self._blobs = blobs
         self._new_id = new_id
         self._clock_ms = clock_ms
-        self._reserve_share = reserve_share
+        self._reserve_bytes = reserve_bytes
         self._session_ttl_ms = session_ttl_ms
         self._hashes: dict[SessionId, tuple[int, Verifier]] = {}
 
@@ -205,7 +206,7 @@ class Content:
             StorageFull: It is.
         """
         usage = await self._blobs.usage()
-        if usage.free_bytes < usage.total_bytes * self._reserve_share:
+        if usage.free_bytes < self._reserve_bytes(usage.total_bytes):
             raise StorageFull(usage.free_bytes)
 
     async def start(self, repository: Repository, target: Digest | None = None) -> Upload:
