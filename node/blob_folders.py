@@ -1,0 +1,355 @@
+"""The folders and files of a blob store, and every call on them: all of this blocks.
+
+    <root>/sha256/<ab>/<hex>.<generation>     copies; <ab> are the first two digits of <hex>
+    <root>/sha512/<ab>/<hex>.<generation>
+    <root>/uploads/<session>/<n>-<nonce>      pieces, one for each request body, counted from 0
+    <root>/uploads/<session>/whole-<nonce>    several pieces on their way to become a copy
+
+A copy appears by a rename, after its bytes were synced and before its folder is: a crash between
+any two of these loses an upload, and never leaves a name with other bytes behind it (RELIABILITY
+4).  A sync that failed is never tried again: the kernel may have dropped the pages that it could
+not write, and would report success the second time.
+
+node/blob_files.py calls this from threads.  The methods of `BlobFolders` say in the words of
+node.errors what went wrong; session, piece and generation names that could lead out of their
+folder are refused as unknown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from node.blobs import Generation, Piece, SessionId, Usage
+from node.digest import Algorithm, Digest, Verifier
+from node.errors import BlobDamaged, StorageFailed, StorageFull, UploadUnknown
+
+# Seams: tests trace and fail them.
+_fsync = os.fsync
+_rename = os.rename
+_copy_file_range = os.copy_file_range
+
+_READ_BYTES: Final = 1 << 20
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_KERNEL_COPY: Final = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+_SAFE_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_PIECE_NAME: Final = re.compile(r"([0-9]{1,9})-[0-9a-f]{16}")
+# A writer of another process may add a file while a session is removed; it fails at its next byte.
+_REMOVE_PASSES: Final = 3
+
+
+def piece_name(number: int) -> str:
+    """A name that no other writer of the same number gets."""
+    return f"{number}-{secrets.token_hex(8)}"
+
+
+class BlobFolders:
+    """Where everything lies below `root`, and what can be done to it."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._uploads = root / "uploads"
+
+    def lay_out(self) -> None:
+        """Make what is missing of the folders, durably, and see that all of them can be used.
+
+        Raises:
+            StorageFailed: One can't be made or written, or they lie on several filesystems.
+        """
+        shelves = [
+            self._root / algorithm / f"{first:02x}"
+            for algorithm in Algorithm
+            for first in range(256)
+        ]
+        try:
+            # The folder above the root may be closed to us, and matters only to a root just made.
+            tops = [self._root, self._root.parent] if _make_folder(self._root) else [self._root]
+            made = [folder for folder in (*shelves, self._uploads) if _make_folder(folder)]
+            for folder in (*made, *{folder.parent for folder in made}, *tops):
+                _sync_folder(folder)
+            home = self._uploads.stat().st_dev
+            strays = [folder for folder in shelves if folder.stat().st_dev != home]
+        except OSError as err:
+            raise StorageFailed(f"{err.filename or self._root}: {err.strerror}") from err
+        for folder in (*shelves, self._uploads):
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise StorageFailed(f"{folder} is not writable")
+        if strays:
+            # A rename from uploads/ must not cross filesystems: it would not be atomic.
+            raise StorageFailed(f"{strays[0]} and {self._uploads} lie on different filesystems")
+
+    def append(self, session: SessionId, name: str, chunks: list[bytes], *, begins: bool) -> None:
+        """Put chunks (at most 1024, none empty) at the end of a piece, making it if it begins here.
+
+        The file is opened for this call only.  So a writer whose session was finished or removed
+        meanwhile finds no file, where a descriptor kept open could still change a published copy.
+
+        Raises:
+            UploadUnknown: The piece was begun and is gone.
+            StorageFull, StorageFailed: The disk refused.
+        """
+        path = self._piece(session, name)
+        with self._own_words(), _gone_means(UploadUnknown(session)):
+            descriptor = _create(path) if begins else os.open(path, os.O_WRONLY | os.O_APPEND)
+            with _closing(descriptor):
+                _write_all(descriptor, chunks)
+
+    def drop(self, session: SessionId, name: str) -> None:
+        """Remove a piece; one that is gone is no error."""
+        with self._own_words():
+            self._piece(session, name).unlink(missing_ok=True)
+
+    def recover(self, session: SessionId) -> tuple[Piece, ...]:
+        """The longest piece of each number, up to the first number that is missing."""
+        longest: dict[int, Piece] = {}
+        with self._own_words(), contextlib.suppress(FileNotFoundError):
+            for path in self._session(session).iterdir():
+                if (match := _PIECE_NAME.fullmatch(path.name)) is None:
+                    continue
+                number, found = int(match[1]), Piece(path.name, path.stat().st_size)
+                if number not in longest or found.length > longest[number].length:
+                    longest[number] = found
+        standing: list[Piece] = []
+        while (piece := longest.get(len(standing))) is not None:
+            standing.append(piece)
+        return tuple(standing)
+
+    def hash_some(
+        self, session: SessionId, piece: Piece, start: int, most: int, verifier: Verifier
+    ) -> int:
+        """Feed a verifier up to `most` bytes of a piece from `start`; say how many.
+
+        Raises:
+            UploadUnknown: The piece is gone or shorter than it should be.
+        """
+        left = total = min(most, piece.length - start)
+        buffer = memoryview(bytearray(min(left, _READ_BYTES)))
+        with self._own_words(), self._opened(session, piece, os.O_RDONLY) as descriptor:
+            while left:
+                count = os.preadv(descriptor, [buffer[:left]], start + total - left)
+                if not count:
+                    raise UploadUnknown(session)
+                verifier.update(buffer[:count])
+                left -= count
+        return total
+
+    def publish(self, session: SessionId, pieces: Sequence[Piece], digest: Digest) -> Generation:
+        """Sync the pieces as one file, give it the copy's name, sync the folder of that name.
+
+        Raises:
+            UploadUnknown: A piece is gone or shorter than it should be.
+            StorageFull, StorageFailed: The disk refused.
+        """
+        generation = Generation(session)
+        with self._own_words():
+            if len(pieces) == 1:
+                source = self._trim(session, pieces[0])
+            else:
+                source = self._join(session, pieces)
+            target = self._copy(digest, generation)
+            try:
+                _rename(source, target)
+            except FileNotFoundError as err:
+                if source.exists():  # then it is the store's own folder that is missing
+                    raise
+                raise UploadUnknown(session) from err
+            # If this fails the name stays: nobody will name it, and what another process may
+            # have published of this very session must not be removed.
+            _sync_folder(target.parent)
+        return generation
+
+    def remove(self, session: SessionId) -> None:
+        """Remove a session's folder with all that is in it."""
+        folder = self._session(session)
+        with self._own_words(), contextlib.suppress(FileNotFoundError):
+            for attempt in range(_REMOVE_PASSES):
+                for path in folder.iterdir():
+                    path.unlink(missing_ok=True)
+                try:
+                    folder.rmdir()
+                except OSError as err:
+                    if err.errno != errno.ENOTEMPTY or attempt == _REMOVE_PASSES - 1:
+                        raise
+                else:
+                    return
+
+    def open(self, digest: Digest, generation: Generation) -> int:
+        """A descriptor of a copy, for reading.
+
+        Raises:
+            BlobDamaged: There is no such copy.
+        """
+        with self._own_words(), _gone_means(BlobDamaged(str(digest))):
+            return os.open(self._copy(digest, generation), os.O_RDONLY)
+
+    def delete(self, digest: Digest, generation: Generation) -> None:
+        """Remove a copy; one that is gone is no error."""
+        with self._own_words():
+            self._copy(digest, generation).unlink(missing_ok=True)
+
+    def usage(self) -> Usage:
+        """The filesystem's size, and what is free to us of it, in bytes."""
+        try:
+            found = os.statvfs(self._root)
+        except OSError as err:
+            raise StorageFailed(err.strerror or str(err)) from err
+        return Usage(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
+
+    def check(self) -> None:
+        """Write, read and remove a canary; a full disk passes, for pulls go on from it.
+
+        Raises:
+            StorageFailed: The store does not work.
+        """
+        canary = self._uploads / f".canary-{secrets.token_hex(8)}"
+        song = secrets.token_bytes(32)
+        try:
+            canary.write_bytes(song)
+            heard = canary.read_bytes()
+        except OSError as err:
+            if err.errno not in _FULL:
+                raise StorageFailed(f"canary: {err.strerror}") from err
+            heard = song
+        finally:
+            with contextlib.suppress(OSError):
+                canary.unlink(missing_ok=True)
+        if heard != song:
+            raise StorageFailed("canary: what was written is not what is read")
+
+    @contextlib.contextmanager
+    def _own_words(self) -> Iterator[None]:
+        """Turn what the system says into what node.errors says."""
+        try:
+            yield
+        except OSError as err:
+            if err.errno in _FULL:
+                raise StorageFull(self.usage().free_bytes) from err
+            raise StorageFailed(err.strerror or str(err)) from err
+
+    def _session(self, session: SessionId) -> Path:
+        if not _SAFE_NAME.fullmatch(session):
+            raise UploadUnknown(session)
+        return self._uploads / session
+
+    def _piece(self, session: SessionId, name: str) -> Path:
+        if not _PIECE_NAME.fullmatch(name):
+            raise UploadUnknown(session)
+        return self._session(session) / name
+
+    def _copy(self, digest: Digest, generation: Generation) -> Path:
+        if not _SAFE_NAME.fullmatch(generation):
+            raise BlobDamaged(str(digest))
+        encoded = digest.hex
+        return self._root / digest.algorithm / encoded[:2] / f"{encoded}.{generation}"
+
+    @contextlib.contextmanager
+    def _opened(self, session: SessionId, piece: Piece, flags: int) -> Iterator[int]:
+        """A piece's descriptor; UploadUnknown if it is gone or shorter than recorded."""
+        with _gone_means(UploadUnknown(session)):
+            descriptor = os.open(self._piece(session, piece.name), flags)
+        with _closing(descriptor):
+            if os.fstat(descriptor).st_size < piece.length:
+                raise UploadUnknown(session)
+            yield descriptor
+
+    def _trim(self, session: SessionId, piece: Piece) -> Path:
+        """Cut a piece to its recorded length and sync it."""
+        with self._opened(session, piece, os.O_RDWR) as descriptor:
+            # Bytes may follow that a request brought and no record took in.
+            if os.fstat(descriptor).st_size > piece.length:
+                os.ftruncate(descriptor, piece.length)
+            _fsync(descriptor)
+        return self._piece(session, piece.name)
+
+    def _join(self, session: SessionId, pieces: Sequence[Piece]) -> Path:
+        """Copy the recorded bytes of all pieces, in order, into one synced file."""
+        whole = self._session(session) / f"whole-{secrets.token_hex(8)}"
+        with _closing(_create(whole)) as target:
+            for piece in pieces:
+                with self._opened(session, piece, os.O_RDONLY) as source:
+                    _copy_all(source, target, piece.length)
+            _fsync(target)
+        return whole
+
+
+def _make_folder(folder: Path) -> bool:
+    """Make a folder and its parents; whether it was missing."""
+    try:
+        folder.mkdir(0o750, parents=True)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+        return False
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    with _closing(os.open(folder, os.O_RDONLY | os.O_DIRECTORY)) as descriptor:
+        _fsync(descriptor)
+
+
+def _create(path: Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    try:
+        return os.open(path, flags, 0o640)
+    except FileNotFoundError:
+        path.parent.mkdir(0o750, exist_ok=True)
+        return os.open(path, flags, 0o640)
+
+
+@contextlib.contextmanager
+def _closing(descriptor: int) -> Iterator[int]:
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _gone_means(error: Exception) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as err:
+        raise error from err
+
+
+def _write_all(descriptor: int, chunks: Sequence[bytes | memoryview]) -> None:
+    left = list(chunks)
+    while left:
+        written = os.writev(descriptor, left)
+        whole = 0
+        while whole < len(left) and written >= len(left[whole]):
+            written -= len(left[whole])
+            whole += 1
+        del left[:whole]
+        if left:
+            left[0] = memoryview(left[0])[written:]
+
+
+def _copy_all(source: int, target: int, length: int) -> None:
+    """Copy the next `length` bytes; in the kernel where the filesystem can."""
+    while length:
+        length -= _copy_in_kernel(source, target, length) or _copy_by_hand(source, target, length)
+
+
+def _copy_in_kernel(source: int, target: int, most: int) -> int:
+    try:
+        return _copy_file_range(source, target, most)
+    except OSError as err:
+        if err.errno not in _NO_KERNEL_COPY:
+            raise
+        return 0
+
+
+def _copy_by_hand(source: int, target: int, most: int) -> int:
+    content = os.read(source, min(most, _READ_BYTES))
+    if not content:
+        raise OSError(errno.EIO, "a piece became shorter while it was read")
+    _write_all(target, [content])
+    return len(content)
