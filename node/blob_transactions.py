@@ -48,9 +48,16 @@ def blob_ranges(repository: Repository, digest: Digest) -> tuple[Range, Range, R
     )
 
 
+def standing(seen: Seen, digest: Digest) -> BlobRecord | None:
+    """The record of a blob that the site has, whoever sees it, unless its copy is quarantined."""
+    entry = seen.entry(keys.blob(digest))
+    record = None if entry is None else codec.decode_blob(entry.value)
+    return None if record is None or record.quarantined else record
+
+
 def visible(seen: Seen, repository: Repository, digest: Digest) -> VisibleBlob | None:
     """The blob, if the repository sees it and its copy is not quarantined."""
-    record = seen.entry(keys.blob(digest))
+    record = standing(seen, digest)
     if record is None:
         return None
     referenced = bool(seen.entries(keys.references(digest, repository, 1)))
@@ -58,8 +65,7 @@ def visible(seen: Seen, repository: Repository, digest: Digest) -> VisibleBlob |
     pin = None if entry is None else codec.decode_pin(entry.value)
     if not referenced and (pin is None or pin.hidden):
         return None
-    blob = codec.decode_blob(record.value)
-    return None if blob.quarantined else VisibleBlob(digest, blob, referenced, pin)
+    return VisibleBlob(digest, record, referenced, pin)
 
 
 def adopt(
@@ -72,10 +78,9 @@ def adopt(
         BlobUnknown: There is no sound record and no new copy.
     """
     key = keys.blob(digest)
-    entry = txn.seen.entry(key)
     txn.unchanged(key)
-    standing = None if entry is None else codec.decode_blob(entry.value)
-    sound = standing is not None and not (standing.quarantined or standing.generation in damaged)
+    record = standing(txn.seen, digest)
+    sound = record is not None and record.generation not in damaged
     if copy is None:
         if not sound:
             raise BlobUnknown(str(digest))
@@ -115,8 +120,7 @@ def mount(txn: Transaction, digest: Digest, source: Repository | None) -> None:
     Raises:
         BlobUnknown: The source does not see it, or its copy is quarantined.
     """
-    entry = txn.seen.entry(keys.blob(digest))
-    if entry is None or codec.decode_blob(entry.value).quarantined:
+    if standing(txn.seen, digest) is None:
         raise BlobUnknown(str(digest))
     txn.unchanged(keys.blob(digest))
     if source is not None:

@@ -19,12 +19,12 @@ from node.blobs import Generation
 from node.digest import Digest
 from node.errors import InUse, ManifestReferencesUnknown, ManifestUnknown
 from node.kv import Range, only
-from node.manifest import Descriptor, Manifest
+from node.manifest import MEDIA_TYPES, Descriptor, Manifest
 from node.records import Action, Pushed, Referrer, RepositoryRecord
 from node.reference import Repository, Tag
 from node.register import Register
 from node.tag_transactions import is_live, manifest_range, move, register_at, untag
-from node.transaction import CHUNK, Seen, Stamp, Transaction, gaps
+from node.transaction import Seen, Transaction, gaps
 from node.wire import codec
 
 _TITLE = "org.opencontainers.image.title"
@@ -61,16 +61,21 @@ def missing(
 ) -> tuple[tuple[Descriptor, ...], tuple[Descriptor, ...]]:
     """The blobs, and the children, that the repository does not hold.
 
-    An index's child may be a blob: BuildKit's cache indexes list layers as manifests.
+    An index's child may be a blob, if its media type is none of a manifest: BuildKit's cache
+    indexes list layers as manifests.
     """
     blobs = tuple(b for b in manifest.blobs if visible(seen, repository, b.digest) is None)
-    children = tuple(
-        child
-        for child in manifest.children
-        if not is_live(seen, repository, child.digest)
-        and visible(seen, repository, child.digest) is None
-    )
+    children = tuple(c for c in manifest.children if not _holds_child(seen, repository, c))
     return blobs, children
+
+
+def _holds_child(seen: Seen, repository: Repository, child: Descriptor) -> bool:
+    if is_live(seen, repository, child.digest):
+        return True
+    # The pinned body of a manifest that was deleted is no child: nobody could pull it.
+    return child.media_type not in MEDIA_TYPES and (
+        visible(seen, repository, child.digest) is not None
+    )
 
 
 def _require_needs(txn: Transaction, manifest: Manifest) -> None:
@@ -223,23 +228,19 @@ def clear_tags(txn: Transaction, digest: Digest, tags: Sequence[Tag]) -> None:
     untag(txn, digest, tags)
 
 
-def clear_references(
-    seen: Seen, repository: Repository, digest: Digest, needed: Sequence[Digest], stamp: Stamp
-) -> list[Transaction]:
-    """Turn a dead manifest's references into pins, its own body's last.
+def release(txn: Transaction, digest: Digest, targets: Sequence[Digest]) -> None:
+    """Turn some of a dead manifest's references into pins, its own body's last.
 
-    Each chunk applies only while the manifest is dead as seen: a re-push rewrites them all.
+    It applies only while the manifest is dead as seen (a re-push rewrites them all), and while the
+    references stand: whoever released them first has pinned, and those pins may have run out.
     """
-    ordered = [*(d for d in needed if d != digest), digest]
-    chunks = []
-    for start in range(0, len(ordered), CHUNK // 2):
-        txn = Transaction(seen, repository, stamp)
-        txn.unchanged(keys.manifest(repository, digest))
-        for target in ordered[start : start + CHUNK // 2]:
-            txn.delete(keys.reference(target, repository, digest))
+    txn.unchanged(keys.manifest(txn.repository, digest))
+    for target in targets:
+        key = keys.reference(target, txn.repository, digest)
+        if txn.seen.entry(key) is not None:
+            txn.unchanged(key)
+            txn.delete(key)
             txn.pin(target)
-        chunks.append(txn)
-    return chunks
 
 
 # --- T3r: a peer's change

@@ -84,9 +84,9 @@ class Decider:
     ) -> tuple[Seen, R | None]:
         """Do it once, whatever the replies; what was seen, and what the decision returned.
 
-        With an `op`, the decision must have called `Transaction.once(op)`; then None is returned
-        in place of its result if an attempt turned out to have been applied although its reply
-        was lost.  Without, the decision must be idempotent.
+        A decision that writes nothing is done at once.  With an `op`, it must have called
+        `Transaction.once(op)`; then None is returned in place of its result if an attempt turned
+        out to have been applied although its reply was lost.  Without, it must be idempotent.
 
         Raises:
             MetadataUnavailable: It could not be decided; it may have been applied.
@@ -97,9 +97,11 @@ class Decider:
             seen = await read()
             if attempt and op is not None and await self._done(op):
                 return seen, None
-            txn = Transaction(seen, repository, await self.stamps.now())
+            txn = await self.begin(seen, repository)
             result = decision(txn)
-            outcome = await self._try(txn)
+            if not txn.ops:
+                return seen, result
+            outcome = await self.attempt(txn)
             match outcome:
                 case Ok():
                     return seen, result
@@ -115,7 +117,16 @@ class Decider:
         key = keys.operation(op)
         return (await self.look([only(key)])).entry(key) is not None
 
-    async def _try(self, txn: Transaction) -> Outcome:
+    async def begin(self, seen: Seen, repository: Repository) -> Transaction:
+        """A transaction to be decided on what was seen."""
+        return Transaction(seen, repository, await self.stamps.now())
+
+    async def attempt(self, txn: Transaction) -> Outcome:
+        """Try it once.
+
+        Raises:
+            MetadataUnavailable: It was certainly not applied.
+        """
         try:
             return await self.kv.txn(txn.guards, txn.ops)
         except MetadataUnavailable:

@@ -11,11 +11,11 @@ from dataclasses import replace
 
 from node import keys
 from node.digest import Digest
-from node.errors import ManifestUnknown
+from node.errors import ManifestReferencesUnknown, ManifestUnknown
 from node.kv import Range, only
 from node.records import Action, Pushed
 from node.reference import Repository, Tag
-from node.register import Register
+from node.register import Dot, Register
 from node.transaction import Seen, Transaction
 from node.wire import codec
 
@@ -49,14 +49,12 @@ def sibling_ranges(repository: Repository, registers: Iterable[Register[Pushed]]
     return [manifest_range(repository, digest) for digest in named]
 
 
-def put_tag(
-    txn: Transaction,
-    tag: Tag,
-    before: Register[Pushed],
-    after: Register[Pushed],
-    alive: Collection[Digest],
-) -> None:
-    """Write a tag's register and its indexes; `alive` holds the live ones among its manifests."""
+def put_tag(txn: Transaction, tag: Tag, before: Register[Pushed], after: Register[Pushed]) -> None:
+    """Write a tag's register and its indexes, which depend on nothing else.
+
+    A sibling whose manifest has just died still counts until it is dropped, moments later: were
+    the manifest pushed again before that, the indexes would be right already.
+    """
     repository = txn.repository
     txn.put(keys.tag(repository, tag), codec.encode_register(after))
     named = digests(after)
@@ -64,9 +62,8 @@ def put_tag(
         txn.delete(keys.tagged(repository, gone, tag))
     for digest in named:
         txn.put(keys.tagged(repository, digest, tag))
-    living = named.intersection(alive)
-    _write_if(txn, keys.live_tag(repository, tag), wanted=bool(living))
-    _write_if(txn, keys.conflict(repository, tag), wanted=len(living) > 1)
+    _write_if(txn, keys.live_tag(repository, tag), wanted=bool(named))
+    _write_if(txn, keys.conflict(repository, tag), wanted=len(named) > 1)
 
 
 def _write_if(txn: Transaction, key: bytes, *, wanted: bool) -> None:
@@ -82,7 +79,7 @@ def move(txn: Transaction, tag: Tag, value: Pushed, actor: str) -> None:
     before = register_at(txn.seen, key)
     txn.unchanged(key)
     value = replace(value, ms=before.next_ms(txn.stamp.now_ms))
-    put_tag(txn, tag, before, before.push(txn.dot, value), [value.digest])
+    put_tag(txn, tag, before, before.push(txn.dot, value))
     shown = before.shown()
     if shown is None or shown.digest != value.digest:
         txn.event(Action.PUSH, value.op, value, tag, actor)
@@ -101,7 +98,7 @@ def delete_tag(txn: Transaction, tag: Tag, op: str, actor: str) -> None:
         raise ManifestUnknown(tag)
     txn.once(op)
     txn.unchanged(key)
-    put_tag(txn, tag, before, before.delete(txn.dot), [])
+    put_tag(txn, tag, before, before.delete(txn.dot))
     txn.event(Action.DELETE, op, shown, tag, actor)
 
 
@@ -112,22 +109,47 @@ def untag(txn: Transaction, digest: Digest, tags: Sequence[Tag]) -> None:
         before = register_at(txn.seen, key)
         txn.unchanged(key)
         gone = [dot for dot, value in before.siblings.items() if value.digest == digest]
-        after = before.without(gone, txn.dot) if gone else before
-        alive = [d for d in digests(after) if is_live(txn.seen, txn.repository, d)]
-        put_tag(txn, tag, before, after, [d for d in alive if d != digest])
-        if not gone:
+        if gone:
+            put_tag(txn, tag, before, before.without(gone, txn.dot))
+        else:
             txn.delete(keys.tagged(txn.repository, digest, tag))
 
 
-def apply_tag(txn: Transaction, tag: Tag, merged: Register[Pushed], op: str) -> None:
-    """T3r of a tag: every manifest that its siblings name is live here, and stays guarded so."""
+def apply_tag(
+    txn: Transaction, tag: Tag, merged: Register[Pushed], gone: Collection[Dot], op: str
+) -> None:
+    """T3r of a tag, without the siblings that are `gone`: deleted by digest, not "not here yet".
+
+    The manifests of all its other siblings are live here, or it does not apply.
+
+    Raises:
+        ManifestReferencesUnknown: One of them is not.
+    """
     key = keys.tag(txn.repository, tag)
     before = register_at(txn.seen, key)
     txn.unchanged(key)
-    named = digests(merged)
-    for digest in named:
+    for digest in digests(merged):
         txn.unchanged(keys.manifest(txn.repository, digest))
-    put_tag(txn, tag, before, merged, named)
-    shown, was = merged.shown(), before.shown()
-    if shown is not None and (was is None or was.digest != shown.digest):
+    after = merged.without(gone, txn.dot) if gone else merged
+    dead = [d for d in digests(after) if not is_live(txn.seen, txn.repository, d)]
+    if dead:
+        raise ManifestReferencesUnknown(tuple(str(digest) for digest in dead))
+    put_tag(txn, tag, before, after)
+    shown, was = after.shown(), before.shown()
+    if shown is None:
+        return
+    if was is None or was.digest != shown.digest:
         txn.event(Action.REPLICATED, op, shown, tag, "")
+    _tell_hidden(txn, tag, digests(before), after, op)
+
+
+def _tell_hidden(
+    txn: Transaction, tag: Tag, known: Collection[Digest], after: Register[Pushed], op: str
+) -> None:
+    """Of concurrent pushes, one event for each that is not shown, unless it was told (P5)."""
+    shown = after.shown()
+    told = set(known) if len(known) > 1 else set()
+    for value in sorted(after.siblings.values(), key=lambda value: (value.ms, value.digest)):
+        if shown is not None and value.digest not in {shown.digest, *told}:
+            told.add(value.digest)
+            txn.event(Action.CONFLICT, op, value, tag, "")
