@@ -1,0 +1,125 @@
+"""What follows a manifest's death: its tags drop it, its references become pins.
+
+The tombstone decides (T4 here, or a peer's merged by T3r); this only tidies up behind it, in small
+transactions that each apply only while the manifest is dead as seen.  A crash anywhere leaves
+nothing worse than work for the next call, and a re-push at any moment wins.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from node import keys
+from node.digest import Digest
+from node.kv import MAX_RANGES, Range, only
+from node.manifest import Manifest
+from node.manifest_transactions import clear_tags, release
+from node.reference import Repository
+from node.stamps import Decider
+from node.tag_transactions import is_live, manifest_range
+from node.transaction import CHUNK, Seen, Transaction
+from node.wire import codec
+
+# A tag takes four operations, and one more for each other sibling; a reference takes two.
+TAGS_AT_ONCE: Final = CHUNK // 6
+_REFERENCES_AT_ONCE: Final = CHUNK // 2
+_PAGE: Final = 200
+
+
+async def clear(
+    decider: Decider, repository: Repository, digest: Digest, manifest: Manifest | None
+) -> None:
+    """Tidy up behind a dead manifest; a live one, or one that is cleared, is left as it is.
+
+    `manifest` is its parsed body, None where that is damaged or was never here: its references
+    then stay until they are rebuilt.
+
+    Raises:
+        MetadataUnavailable: What is left, calling again finishes.
+    """
+    while await _drop_tags(decider, repository, digest):
+        pass
+    if manifest is not None:
+        await _release(decider, repository, digest, manifest)
+    await forget(decider, repository)
+
+
+async def _drop_tags(decider: Decider, repository: Repository, digest: Digest) -> bool:
+    """Drop it from some of its tags; whether there may be more."""
+    within = keys.tags_of(repository, digest, TAGS_AT_ONCE)
+
+    async def read() -> Seen:
+        seen = await decider.look([manifest_range(repository, digest), within])
+        tags = [keys.tagged_name(entry.key) for entry in seen.entries(within)]
+        return seen.also(await decider.look(only(keys.tag(repository, tag)) for tag in tags))
+
+    def decision(txn: Transaction) -> bool:
+        entries = txn.seen.entries(within)
+        if not entries or is_live(txn.seen, repository, digest):
+            return False
+        clear_tags(txn, digest, [keys.tagged_name(entry.key) for entry in entries])
+        return True
+
+    _, more = await decider.decide(repository, read, decision)
+    return bool(more)
+
+
+async def _release(
+    decider: Decider, repository: Repository, digest: Digest, manifest: Manifest
+) -> None:
+    """Turn its references into pins, its own body's last: that one says that work is left."""
+    needed = [d.digest for d in (*manifest.blobs, *manifest.children)]
+    ordered = [*needed, digest]
+    for start in range(0, len(ordered), _REFERENCES_AT_ONCE):
+        await _release_some(
+            decider, repository, digest, ordered[start : start + _REFERENCES_AT_ONCE]
+        )
+
+
+async def _release_some(
+    decider: Decider, repository: Repository, digest: Digest, targets: list[Digest]
+) -> None:
+    ranges = [only(keys.reference(target, repository, digest)) for target in targets]
+    ranges.append(manifest_range(repository, digest))
+    assert len(ranges) <= MAX_RANGES
+
+    def decision(txn: Transaction) -> None:
+        if not is_live(txn.seen, repository, digest):
+            release(txn, digest, targets)
+
+    await decider.decide(repository, lambda: decider.look(ranges), decision)
+
+
+async def forget(decider: Decider, repository: Repository) -> None:
+    """Leave a repository out of the catalogue if no manifest of it is live.
+
+    Raises:
+        MetadataUnavailable: Calling again finishes it.
+    """
+    key = keys.repository(repository)
+    live = False
+
+    async def read() -> Seen:
+        nonlocal live
+        # In this order: whatever becomes live after the first look writes the key again.
+        seen = await decider.look([only(key)])
+        live = seen.entry(key) is None or await _any_live(decider, repository)
+        return seen
+
+    def decision(txn: Transaction) -> None:
+        if not live:
+            txn.unchanged(key)
+            txn.delete(key)
+
+    await decider.decide(repository, read, decision)
+
+
+async def _any_live(decider: Decider, repository: Repository) -> bool:
+    within: Range = keys.manifests(repository)._replace(limit=_PAGE)
+    while True:
+        entries = (await decider.look([within])).entries(within)
+        if any(codec.decode_register(entry.value).live for entry in entries):
+            return True
+        if len(entries) < _PAGE:
+            return False
+        within = within._replace(start=entries[-1].key + b"\0")

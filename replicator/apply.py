@@ -1,0 +1,260 @@
+"""Apply a peer's change: look, plan one step, do it, and look again until nothing is left.
+
+What arrives may be late, stale, doubled or out of order; what is here may change at any moment
+between a look and a write.  Every write is guarded by what was seen, so a step that has become
+wrong does not land and is planned anew.  A change that can't be applied yet is parked by the
+caller, with all of its repository (RELIABILITY 6.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol, TypeAlias, assert_never
+
+from node.change import Change
+from node.digest import Digest
+from node.errors import (
+    BlobDamaged,
+    BlobUnknown,
+    ManifestInvalid,
+    ManifestReferencesUnknown,
+    PeerLied,
+    PeerUnavailable,
+    StorageFailed,
+    StorageFull,
+)
+from node.keys import ManifestName, Name, TagName
+from node.manifest import Descriptor, Manifest, parse_manifest
+from node.reference import Repository
+from node.replica import HeldManifest, Replica
+from replicator.plan import (
+    ApplyManifest,
+    ApplyTag,
+    Ask,
+    Bury,
+    Clear,
+    Done,
+    FetchBody,
+    Keep,
+    ManifestStep,
+    Step,
+    TagStep,
+    Transfer,
+    Wait,
+    plan_manifest,
+    plan_tag,
+)
+
+# Steps for one change. An attempt that is lost means that somebody else's write landed.
+_STEPS: Final = 64
+# Changes asked for on behalf of changes asked for …: an index of indexes of indexes is two deep.
+_DEPTH: Final = 8
+
+# What parks a change; a metadata KV that does not answer is the caller's, who could not park.
+_PARKS: Final = (
+    PeerUnavailable,
+    PeerLied,
+    ManifestInvalid,
+    ManifestReferencesUnknown,
+    BlobUnknown,
+    BlobDamaged,
+    StorageFull,
+    StorageFailed,
+)
+
+
+class Source(Protocol):
+    """The site that told the change."""
+
+    async def keys(self, names: Sequence[Name]) -> Mapping[Name, Change | None]:
+        """Its present registers of these names; None for those that it has none of.
+
+        Raises:
+            PeerUnavailable: No answer.
+        """
+        ...
+
+    async def body(self, repository: Repository, digest: Digest, size: int) -> bytes:
+        """A manifest's body, verified.
+
+        Raises:
+            PeerUnavailable: No answer, or it has it no more.
+            PeerLied: It sent something else.
+        """
+        ...
+
+
+class Blobs(Protocol):
+    """Brings blobs of any size here."""
+
+    async def ensure(self, repository: Repository, descriptors: Sequence[Descriptor]) -> None:
+        """Make each of these visible in the repository: pinned if it is here, else fetched.
+
+        Raises:
+            PeerUnavailable: Nobody reachable has one of them.
+            PeerLied: Something else was sent.
+            StorageFull, StorageFailed: The blob store can't take it.
+        """
+        ...
+
+
+class Bodies(Protocol):
+    """The bodies of manifests: small blobs that are read here."""
+
+    async def read(self, digest: Digest) -> bytes | None:
+        """A body, verified, if the site has a sound copy of it."""
+        ...
+
+    async def store(self, repository: Repository, digest: Digest, body: bytes) -> None:
+        """Make a verified body a blob of the site, pinned in the repository.
+
+        Raises:
+            StorageFull, StorageFailed: The blob store can't take it.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The change, and all that it says, is applied here, or was before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """The change can't be applied yet, for this reason; nothing of it is shown."""
+
+    reason: str
+
+
+Result: TypeAlias = Applied | Parked
+
+
+@dataclass(slots=True)
+class _Work:
+    """What is known about one change in work; `late` says what of the asked-for did not apply."""
+
+    change: Change
+    depth: int
+    told: dict[Name, Change | None] = field(default_factory=dict)
+    manifest: Manifest | None = None
+    late: str = ""
+
+
+class Apply:
+    """Applies the changes of one source at one site; concurrency is the caller's."""
+
+    def __init__(self, replica: Replica, source: Source, blobs: Blobs, bodies: Bodies) -> None:
+        self._replica = replica
+        self._source = source
+        self._blobs = blobs
+        self._bodies = bodies
+
+    async def apply(self, change: Change) -> Result:
+        """Apply a change, and first what it needs; the same change again does nothing.
+
+        Raises:
+            MetadataUnavailable: This site's KV does not answer; apply it again.
+        """
+        try:
+            return await self._apply(change, depth=0)
+        except _PARKS as err:
+            return Parked(str(err))
+
+    async def _apply(self, change: Change, depth: int) -> Result:
+        if depth > _DEPTH:
+            return Parked("indexes are nested too deep")
+        work = _Work(change, depth)
+        for _ in range(_STEPS):
+            step = await self._round(work)
+            if isinstance(step, Done | Clear):
+                return Applied()
+            if isinstance(step, Wait):
+                return Parked(f"{step.reason}: {work.late}" if work.late else step.reason)
+        return Parked("it changes faster than it can be applied")
+
+    # --- one round: look, plan, do
+
+    async def _round(self, work: _Work) -> Step:
+        match work.change.name:
+            case ManifestName() as manifest:
+                return await self._manifest(manifest, work)
+            case TagName() as tag:
+                return await self._tag(tag, work)
+
+    async def _manifest(self, name: ManifestName, work: _Work) -> ManifestStep:
+        held = await self._replica.manifest(name, work.manifest)
+        step = plan_manifest(name, work.change, held, work.told)
+        match step:
+            case Done() | Wait():
+                pass
+            case FetchBody():
+                work.manifest = await self._body(name, step, work.change.body)
+            case Transfer(descriptors=descriptors):
+                await self._blobs.ensure(name.repository, descriptors)
+            case Ask(names=names):
+                await self._ask(names, work)
+            case _:
+                await self._land(name, held, step)
+        return step
+
+    async def _land(
+        self,
+        name: ManifestName,
+        held: HeldManifest,
+        step: ApplyManifest | Bury | Keep | Clear,
+    ) -> None:
+        """Try a write once; whether it landed shows at the next look."""
+        match step:
+            case ApplyManifest(merged=merged):
+                await self._replica.apply_manifest(name, held, merged)
+            case Bury(merged=merged):
+                await self._replica.bury(name, held, merged)
+            case Keep(merged=merged):
+                await self._replica.keep(name, held, merged)
+            case Clear():
+                # Its media type died with it, but a body shows well enough what it refers to.
+                body = await self._bodies.read(name.digest)
+                await self._replica.clear(
+                    name, None if body is None else parse_manifest(body, None)
+                )
+            case _:
+                assert_never(step)
+
+    async def _tag(self, name: TagName, work: _Work) -> TagStep:
+        held = await self._replica.tag(name, work.change.register)
+        step = plan_tag(name, work.change, held, work.told)
+        match step:
+            case Done() | Wait():
+                pass
+            case Ask(names=names):
+                await self._ask(names, work)
+            case ApplyTag(merged=merged, gone=gone):
+                await self._replica.apply_tag(name, held, merged, gone)
+            case _:
+                assert_never(step)
+        return step
+
+    # --- what a change needs
+
+    async def _body(self, name: ManifestName, step: FetchBody, sent: bytes | None) -> Manifest:
+        body = await self._bodies.read(name.digest)
+        if body is None:
+            if sent is not None and Digest.of(sent, name.digest.algorithm) == name.digest:
+                body = sent
+            else:
+                body = await self._source.body(name.repository, name.digest, step.size)
+            await self._bodies.store(name.repository, name.digest, body)
+        return parse_manifest(body, step.media_type)
+
+    async def _ask(self, names: Sequence[Name], work: _Work) -> None:
+        """Ask the source, and apply what it tells; what does not apply is seen at the next look."""
+        answers = await self._source.keys(names)
+        for name in names:
+            answer = answers.get(name)
+            work.told[name] = answer
+            if answer is None:
+                continue
+            result = await self._apply(answer, work.depth + 1)
+            if isinstance(result, Parked):
+                work.late = result.reason

@@ -1,0 +1,185 @@
+"""Decide what a peer's change needs next, without doing any of it.
+
+A change, what this site holds and what the source has told go in; one step comes out.  Whoever
+performs it (replicator/apply.py) looks again and asks again, until a step says that nothing is left
+to do.  Nothing here awaits, reads a clock or opens a socket, so every interleaving that a network
+can produce is a plain function call in a test.
+
+The order is the promise (P3): a manifest's body, its blobs, its children, the manifest; a tag last.
+A tombstone never takes a child from a live index (RELIABILITY 5.5), and "not here yet" is never
+taken for "deleted".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from node.change import Change
+from node.digest import Digest
+from node.keys import ManifestName, Name, TagName
+from node.manifest import MEDIA_TYPES, Descriptor
+from node.records import Pushed
+from node.register import Dot, Register, merge
+from node.replica import HeldManifest, HeldTag
+
+# What the source answered when it was asked for names, while this change was in work; None: it
+# has no register of that name.
+Told: TypeAlias = Mapping[Name, Change | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The change says nothing that is not applied here."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchBody:
+    """The manifest's body is to be here, and to be read."""
+
+    digest: Digest
+    media_type: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """These blobs are to be visible in the repository."""
+
+    descriptors: tuple[Descriptor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """The source is to be asked for these registers, and what it tells is to be applied first."""
+
+    names: tuple[Name, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyManifest:
+    """All that the manifest needs is here: it goes live."""
+
+    merged: Register[Pushed]
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    """The manifest is dead."""
+
+    merged: Register[Pushed]
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """The manifest would be dead, but a live index here needs it."""
+
+    merged: Register[Pushed]
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """The manifest is dead here, and some of its tags or references are left to let go."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyTag:
+    """The tag is moved, without the siblings that are gone."""
+
+    merged: Register[Pushed]
+    gone: frozenset[Dot]
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """It can't be applied yet; what it waits for comes as a change of its own, or not at all."""
+
+    reason: str
+
+
+ManifestStep: TypeAlias = (
+    Done | FetchBody | Transfer | Ask | ApplyManifest | Bury | Keep | Clear | Wait
+)
+TagStep: TypeAlias = Done | Ask | ApplyTag | Wait
+Step: TypeAlias = ManifestStep | TagStep
+
+
+def plan_manifest(
+    name: ManifestName, change: Change, held: HeldManifest, told: Told
+) -> ManifestStep:
+    """The next step for a change of a manifest."""
+    merged = merge(held.register, change.register)
+    if merged == held.register:
+        return Clear() if held.uncleared else Done()
+    shown = merged.shown()
+    if shown is None:
+        return _bury(name, merged, held, told)
+    if held.manifest is None or not held.body_here:
+        return FetchBody(name.digest, shown.media_type, shown.size)
+    if held.missing_blobs:
+        return Transfer(held.missing_blobs)
+    if held.missing_children:
+        return _children(name, held.missing_children, told)
+    return ApplyManifest(merged)
+
+
+def _bury(
+    name: ManifestName, merged: Register[Pushed], held: HeldManifest, told: Told
+) -> ManifestStep:
+    """The keeping rule: ask whether the indexes died before their child; if not, it lives on."""
+    if not held.register.live or not held.parents:
+        return Bury(merged)
+    # Their author may have deleted them first, and that change may come to us second.
+    unasked = _unasked(name, held.parents, told)
+    return unasked or Keep(merged)
+
+
+def _children(name: ManifestName, children: tuple[Descriptor, ...], told: Told) -> ManifestStep:
+    unasked = _unasked(name, [child.digest for child in children], told)
+    if unasked is not None:
+        return unasked
+    # A child that was told and that is not here is a blob, or can't be applied yet.
+    blobs = tuple(child for child in children if _is_blob(name, child, told))
+    if blobs:
+        return Transfer(blobs)
+    return Wait(f"child {children[0].digest} is not live here")
+
+
+def _is_blob(name: ManifestName, child: Descriptor, told: Told) -> bool:
+    answer = told[ManifestName(name.repository, child.digest)]
+    known = answer is not None and answer.register.live
+    return child.media_type not in MEDIA_TYPES and not known
+
+
+def plan_tag(name: TagName, change: Change, held: HeldTag, told: Told) -> TagStep:
+    """The next step for a change of a tag."""
+    merged = merge(held.register, change.register)
+    if merged == held.register:
+        return Done()
+    dead = {
+        dot: ManifestName(name.repository, value.digest)
+        for dot, value in merged.siblings.items()
+        if not held.manifests[value.digest].live
+    }
+    unasked = tuple(dict.fromkeys(n for n in dead.values() if n not in told))
+    if unasked:
+        return Ask(unasked)
+    for manifest in dead.values():
+        if not _is_deleted(held.manifests[manifest.digest], told[manifest]):
+            return Wait(f"manifest {manifest.digest} is not live here")
+    return ApplyTag(merged, frozenset(dead))
+
+
+def _is_deleted(held: Register[Pushed], answer: Change | None) -> bool:
+    """Whether a manifest is dead by all that the source and this site know, not merely late.
+
+    Then whoever deleted it had seen the push that the tag's sibling was part of.
+    """
+    return answer is not None and not merge(held, answer.register).live
+
+
+def _unasked(about: ManifestName, digests: Iterable[Digest], told: Told) -> Ask | None:
+    names = [ManifestName(about.repository, digest) for digest in sorted(digests)]
+    unasked = tuple(name for name in names if name not in told)
+    return Ask(unasked) if unasked else None
