@@ -1,4 +1,4 @@
-"""The metadata KV in memory, for simulating a whole site: same port, no threads, no time of its own.
+"""The metadata KV in memory, for simulating a site: the same port, no threads, no time of its own.
 
 It passes the contract suite, so what a simulation proves over it holds over the real ones.  Beyond
 the port a test may look and meddle:
@@ -16,9 +16,10 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left, insort
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
-from functools import partial
+from itertools import combinations
 from typing import Final, TypeAlias
 
 from node.errors import MetadataUnavailable
@@ -77,6 +78,14 @@ def once(*faults: Fault | Crash | None) -> Faults:
     """Faults for the next transactions, one each; those after them go well."""
     left = iter(faults)
     return lambda _guards, _ops: next(left, None)
+
+
+def _no_faults(_guards: Sequence[Guard], _ops: Sequence[Op]) -> None:
+    return None
+
+
+async def _give_way() -> None:
+    await asyncio.sleep(0)
 
 
 @dataclass(slots=True)
@@ -138,8 +147,8 @@ class MemoryKV:
         self,
         *,
         clock: Callable[[], float] = lambda: 0.0,
-        pause: Callable[[], Awaitable[None]] = partial(asyncio.sleep, 0),
-        faults: Faults = once(),  # noqa: B008 (an exhausted iterator holds nothing to share)
+        pause: Callable[[], Awaitable[None]] = _give_way,
+        faults: Faults = _no_faults,
     ) -> None:
         self.faults = faults
         self.down = False
@@ -170,23 +179,7 @@ class MemoryKV:
         _check_distinct(ops)
         await self._pause()
         self._now()
-        match self.faults(guards, ops):
-            case Crash(error, applied):
-                if applied:
-                    self._run(guards, ops)
-                raise error
-            case Fault.REFUSED:
-                raise MetadataUnavailable("refused by the test")
-            case Fault.GHOST:
-                self.ghosts.append((guards, ops))
-                outcome: Outcome = Unknown("it may land later")
-            case Fault.LOST_REQUEST:
-                outcome = Unknown("the request was lost")
-            case Fault.LOST_REPLY:
-                self._run(guards, ops)
-                outcome = Unknown("the reply was lost")
-            case None:
-                outcome = self._run(guards, ops)
+        outcome = self._meddle(self.faults(guards, ops), guards, ops)
         await self._pause()
         return outcome
 
@@ -248,7 +241,7 @@ class MemoryKV:
         return {key: self._stored.rows[key].value for key in self._stored.keys}
 
     def copy(self) -> MemoryKV:
-        """Another store that holds the same and then goes its own way; without ghosts and faults."""
+        """Another store that holds the same and from here goes its own way, without faults."""
         other = MemoryKV(clock=self._clock, pause=self._pause)
         other._stored = self._stored.copy()
         return other
@@ -267,6 +260,28 @@ class MemoryKV:
             raise MetadataUnavailable("it is closed" if self._closed else "it is down")
         self._stored.expire(self._clock())
         return self._stored
+
+    def _meddle(
+        self, fault: Fault | Crash | None, guards: Sequence[Guard], ops: Sequence[Op]
+    ) -> Outcome:
+        match fault:
+            case None:
+                return self._run(guards, ops)
+            case Crash(error, applied):
+                if applied:
+                    self._run(guards, ops)
+                raise error
+            case Fault.LOST_REPLY:
+                with suppress(MetadataUnavailable):
+                    self._run(guards, ops)
+                return Unknown("the reply was lost")
+            case Fault.LOST_REQUEST:
+                return Unknown("the request was lost")
+            case Fault.GHOST:
+                self.ghosts.append((guards, ops))
+                return Unknown("it may land later")
+            case Fault.REFUSED:
+                raise MetadataUnavailable("refused by the test")
 
     def _run(self, guards: Sequence[Guard], ops: Sequence[Op]) -> Outcome:
         stored = self._stored
@@ -339,10 +354,6 @@ def _check_distinct(ops: Sequence[Op]) -> None:
     if (
         len(set(keys)) < len(keys)
         or any(one.start <= key < one.end for one in ranges for key in keys)
-        or any(
-            one is not two and one.start < two.end and two.start < one.end
-            for one in ranges
-            for two in ranges
-        )
+        or any(one.start < two.end and two.start < one.end for one, two in combinations(ranges, 2))
     ):
         raise ValueError("a key stands in two operations")
