@@ -28,7 +28,7 @@ _BUFFER_BYTES: Final = 512 << 10
 # What one writev takes (IOV_MAX).
 _MOST_CHUNKS: Final = 1024
 # A blob up to this size is read in the very call that opens it: half the hops to a thread.
-_SMALL_BYTES: Final = 64 << 10
+_SMALL_BYTES: Final = 128 << 10
 _HASH_STEP_BYTES: Final = 64 << 20
 
 
