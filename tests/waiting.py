@@ -1,0 +1,40 @@
+"""Waiting for a condition with a deadline: the only place of the tests that sleeps."""
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+
+POLL_S: Final = 0.02
+
+
+async def eventually(condition: Callable[[], Awaitable[T] | T], deadline_s: float, what: str) -> T:
+    """Poll until the condition answers something true; its AssertionError means "not yet"."""
+    seen: object = "nothing, it never answered"
+    deadline = asyncio.timeout(deadline_s)
+    try:
+        async with deadline:
+            while True:
+                try:
+                    value = condition()
+                    answer: T = await value if inspect.isawaitable(value) else value
+                except AssertionError as error:
+                    seen = error
+                else:
+                    if answer:
+                        return answer
+                    seen = answer
+                await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+        raise AssertionError(f"{what}: not within {deadline_s} s; last seen: {seen!r}") from None
+
+
+def eventually_sync(condition: Callable[[], Awaitable[T] | T], deadline_s: float, what: str) -> T:
+    """Do the same for synchronous code, on a loop and a thread apart from those of the test."""
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(asyncio.run, eventually(condition, deadline_s, what)).result()
