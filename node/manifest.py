@@ -168,15 +168,20 @@ def _unique(items: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:
 
 def _text(document: Mapping[str, Any], name: str) -> str | None:
     value = document.get(name)
-    if value is not None and not isinstance(value, str):
+    if value is not None and not _is_text(value):
         raise ManifestInvalid(f"{name} must be text")
     return value or None
+
+
+def _is_text(value: object) -> bool:
+    """Text that UTF-8 can hold: JSON's escapes can spell half of a surrogate pair."""
+    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 def _annotations(document: Mapping[str, Any]) -> dict[str, str]:
     found = document.get("annotations")
     if found is None:
         return {}
-    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+    if not isinstance(found, dict) or not all(map(_is_text, (*found, *found.values()))):
         raise ManifestInvalid("annotations must be texts by name")
     return found
