@@ -55,16 +55,17 @@ fmt: $(READY) ## Format the sources
 lint: $(READY) ## Check style, format and the directions of imports
 	@$(BIN)/ruff check --quiet $(SOURCES)
 	@$(BIN)/ruff format --check --quiet $(SOURCES) || { echo "run: make fmt" >&2; exit 1; }
-	@$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	@found=$$($(BIN)/lint-imports --no-logo) || { echo "$$found"; exit 1; }
 
 type: $(READY) ## Check the types
 	@$(BIN)/mypy
 
 # Messages of both files, services of feed.proto only.
 define generate
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto \
-		--python_out=$(1) --mypy_out=quiet:$(1) proto/node/wire/*.proto
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto \
+PATH="$(CURDIR)/$(BIN):$$PATH"; \
+	$(BIN)/python -m grpc_tools.protoc -I proto \
+		--python_out=$(1) --mypy_out=quiet:$(1) proto/node/wire/*.proto; \
+	$(BIN)/python -m grpc_tools.protoc -I proto \
 		--grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) proto/node/wire/feed.proto
 endef
 

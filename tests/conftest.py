@@ -1,0 +1,41 @@
+"""What holds for every test: none may block the loop, and hypothesis is the same everywhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from blockbuster import BlockBuster
+from hypothesis import HealthCheck, settings
+
+# A shared machine is slow at times: how long an example takes says nothing.
+settings.register_profile("dev", deadline=None, max_examples=50)
+settings.register_profile(
+    "ci", deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("ci" if os.environ.get("CI") == "true" else "dev")
+
+# Once per process, at start or end, where nothing else runs yet or any more.
+_MAY_BLOCK = {
+    "node/config.py": ("load", "ensure_folders"),
+    "node/lifecycle.py": ("_probe", "readable"),
+    "node/supervisor.py": ("sole", "_lock"),
+}
+
+
+@pytest.fixture(scope="session")
+def _guard() -> BlockBuster:
+    guard = BlockBuster(["node", "gateway", "replicator"])
+    for function in guard.functions.values():
+        for file, names in _MAY_BLOCK.items():
+            function.can_block_in(file, names)
+    return guard
+
+
+@pytest.fixture(autouse=True)
+def _the_loop_is_never_blocked(_guard: BlockBuster) -> Iterator[None]:
+    """Fail whatever makes our code wait for a disk or a lock on a running event loop."""
+    _guard.activate()
+    yield
+    _guard.deactivate()
