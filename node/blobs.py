@@ -46,13 +46,14 @@ class PieceWriter(Protocol):
         """Take the next bytes, in order.
 
         Raises:
+            UploadUnknown: The session was finished or removed meanwhile.
             StorageFull: No space is left.
             StorageFailed: The disk refused.
         """
         ...
 
     async def seal(self) -> Piece:
-        """Everything written is in the piece; it is not synced yet."""
+        """Everything written is in the piece; it is not synced yet.  Raises what `write` does."""
         ...
 
     async def drop(self) -> None:
@@ -94,12 +95,12 @@ class Usage:
 
 
 class BlobStore(Protocol):
-    """The port. Adapters: node/blob_files.py, (object stores); for simulation tests/fakes.py."""
+    """The port. Adapters: node/blob_files.py, (object stores); for simulation tests/fake_blobs.py."""
 
     def piece(
         self, session: SessionId, number: int, verifier: Verifier | None = None
     ) -> PieceWriter:
-        """Begin piece `number` of a session; a verifier is fed the bytes on their way.
+        """Begin piece `number` (from 0) of a session; a verifier is fed the bytes on their way.
 
         Two writers of one number never share a file: each name carries a nonce of its own.
         """
