@@ -95,7 +95,7 @@ class Usage:
 
 
 class BlobStore(Protocol):
-    """The port. Adapters: node/blob_files.py, (object stores); for simulation tests/fake_blobs.py."""
+    """The port. Adapters: node/blob_files.py, (object stores); for tests tests/fake_blobs.py."""
 
     def piece(
         self, session: SessionId, number: int, verifier: Verifier | None = None
