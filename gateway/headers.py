@@ -1,0 +1,109 @@
+"""Headers of the v2 API, read and written; pure.
+
+Locations and links carry a path only unless the operator says what the registry is called from
+outside: that survives every proxy (PROTOCOL G6, G9).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+from urllib.parse import quote, urlencode
+
+from aiohttp import web
+
+from node.digest import Digest
+from node.errors import PageInvalid
+from node.reference import Repository
+
+# G1: old clients know a registry by it, on errors too.
+API_VERSION: Final = {"Docker-Distribution-API-Version": "registry/2.0"}
+
+_CONTENT_RANGE: Final = re.compile(
+    r"(?:bytes )?([0-9]{1,19})-([0-9]{1,19})(?:/(?:[0-9]{1,19}|\*))?"
+)
+_NUMBER: Final = re.compile(r"[0-9]+")
+# Longer numbers than any page has: Python refuses to read thousands of digits.
+_MOST_DIGITS: Final = 9
+
+
+class Answer(NamedTuple):
+    """A response that is whole in memory."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = b""
+
+    def response(self, always: Mapping[str, str]) -> web.Response:
+        """What aiohttp sends; `always` are the headers of every response."""
+        return web.Response(status=self.status, headers={**always, **self.headers}, body=self.body)
+
+
+def manifest_path(repository: Repository, digest: Digest) -> str:
+    """Where a manifest is found for ever."""
+    return f"/v2/{repository}/manifests/{digest}"
+
+
+def blob_path(repository: Repository, digest: Digest) -> str:
+    """Where a blob is found."""
+    return f"/v2/{repository}/blobs/{digest}"
+
+
+def upload_path(repository: Repository, session_id: str) -> str:
+    """Where an upload goes on, without its query."""
+    return f"/v2/{repository}/blobs/uploads/{session_id}"
+
+
+def upload_headers(location: str, session_id: str, offset: int) -> dict[str, str]:
+    """Where an upload goes on and how much of it is held.
+
+    The location carries a query, because scripts append `&digest=` to it (U3).  The range has no
+    unit (docker scans for two numbers, U2), and of nothing it is 0-0.
+    """
+    return {
+        "Location": f"{location}?_state=open",
+        "Range": f"0-{max(0, offset - 1)}",
+        "Docker-Upload-UUID": session_id,
+    }
+
+
+def etag(digest: Digest) -> str:
+    """The entity tag of content: its digest, quoted."""
+    return f'"{digest}"'
+
+
+def matches(if_none_match: str | None, digest: Digest) -> bool:
+    """Whether the client has the content already: quoted, bare, weak, in a list, or `*` (MG7)."""
+    if if_none_match is None:
+        return False
+    return any(
+        tag.strip().removeprefix("W/").strip('"') in {"*", str(digest)}
+        for tag in if_none_match.split(",")
+    )
+
+
+def parse_content_range(text: str) -> tuple[int, int] | None:
+    """First and last byte of a chunk, `a-b` or `bytes a-b/*`; None if it is neither."""
+    found = _CONTENT_RANGE.fullmatch(text.strip())
+    if found is None or int(found[2]) < int(found[1]):
+        return None
+    return int(found[1]), int(found[2])
+
+
+def parse_page(given: str | None, limit: int) -> int:
+    """How many results to answer: what is asked for, clamped, never refused for its size (TL5).
+
+    Raises:
+        PageInvalid: It is no number, or negative.
+    """
+    if not given:
+        return limit
+    if not _NUMBER.fullmatch(given):
+        raise PageInvalid(given)
+    return limit if len(given) > _MOST_DIGITS else min(int(given), limit)
+
+
+def link(path: str, query: Mapping[str, str | int] | list[tuple[str, str]]) -> dict[str, str]:
+    """The header that leads to the next page, on the same host by saying none (G9)."""
+    return {"Link": f'<{quote(path)}?{urlencode(query)}>; rel="next"'}

@@ -1,0 +1,96 @@
+"""Lists over HTTP: tags of a repository, repositories of the site, referrers of a manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Final
+
+from aiohttp import web
+
+from gateway.headers import Answer, link, parse_page
+from gateway.routes import Target
+from node.digest import Digest
+from node.manifest import OCI_INDEX
+from node.metadata import Metadata, ReferrerEntry
+
+# R6: containerd and crane read the first page only, and clients cap one at 4 MiB.
+PAGE_BYTES: Final = 3 << 20
+
+_JSON: Final = {"Content-Type": "application/json"}
+
+
+class Lists:
+    """The handlers; `page` is the most names on one page, `page_bytes` the most of referrers."""
+
+    def __init__(self, metadata: Metadata, page: int, *, page_bytes: int = PAGE_BYTES) -> None:
+        self._metadata = metadata
+        self._page = page
+        self._page_bytes = page_bytes
+
+    async def tags(self, _request: web.BaseRequest, target: Target) -> Answer:
+        """end-8: the tags in byte order."""
+        repository, n = target.repository, parse_page(target.parameter("n"), self._page)
+        names, more = await self._metadata.tags(repository, target.parameter("last"), n)
+        return _names({"name": repository, "tags": names}, names, target, n, more=more)
+
+    async def repositories(self, _request: web.BaseRequest, target: Target) -> Answer:
+        """The catalog: repositories that hold a manifest, in byte order."""
+        n = parse_page(target.parameter("n"), self._page)
+        names, more = await self._metadata.repositories(target.parameter("last"), n)
+        return _names({"repositories": names}, names, target, n, more=more)
+
+    async def referrers(self, _request: web.BaseRequest, target: Target) -> Answer:
+        """end-12: an index of the manifests with this subject; never 404 (R2)."""
+        repository, subject = target.repository, target.digest
+        entries = await self._metadata.referrers(repository, subject)
+        wanted = {media_type for media_type in target.media_types("artifactType") if media_type}
+        headers = {"Content-Type": OCI_INDEX}
+        if wanted:
+            entries = [e for e in entries if e.referrer.artifact_type in wanted]
+            headers["OCI-Filters-Applied"] = "artifactType"
+        after = target.digest_parameter("last")
+        if after is not None:
+            entries = [e for e in entries if e.digest.packed > after.packed]
+        shown, last = _page([(e.digest, _descriptor(e)) for e in entries], self._page_bytes)
+        if last is not None:
+            filters = [("artifactType", media_type) for media_type in sorted(wanted)]
+            headers |= link(target.path, [*filters, ("last", str(last))])
+        index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": shown}
+        return Answer(200, headers, json.dumps(index).encode())
+
+
+def _names(content: object, names: Sequence[str], target: Target, n: int, *, more: bool) -> Answer:
+    # n=0 asks for nothing, and a link to it would lead nowhere (TL3).
+    on = link(target.path, {"last": names[-1], "n": n}) if more and names else {}
+    return Answer(200, {**_JSON, **on}, json.dumps(content).encode())
+
+
+def _page(
+    items: Sequence[tuple[Digest, dict[str, object]]], limit_bytes: int
+) -> tuple[list[dict[str, object]], Digest | None]:
+    """The descriptors that fit, one at the least; the last one's digest if more follow."""
+    shown: list[dict[str, object]] = []
+    room = limit_bytes
+    previous: Digest | None = None
+    for digest, descriptor in items:
+        room -= len(json.dumps(descriptor)) + 2
+        if room < 0 and previous is not None:
+            return shown, previous
+        shown.append(descriptor)
+        previous = digest
+    return shown, None
+
+
+def _descriptor(entry: ReferrerEntry) -> dict[str, object]:
+    said = entry.referrer
+    descriptor: dict[str, object] = {
+        "mediaType": said.media_type,
+        "digest": str(entry.digest),
+        "size": said.size,
+    }
+    if said.artifact_type is not None:
+        descriptor["artifactType"] = said.artifact_type
+    if said.annotations:
+        descriptor["annotations"] = dict(said.annotations)
+    return descriptor
