@@ -16,6 +16,7 @@ r"""Every key of the metadata KV: built and parsed here only.
     cur/<source>\0                      Cursor     what is applied here of a peer
     park/<source>\0<repository>\0       Parked     what is not
     ack/<peer>\0                        Ack        what a peer has applied of this site
+    st/<source>\0                       FollowRecord   how following a peer goes (by its lease)
     L/<duty>\0<lease>                              candidates of an election
     site                                SiteRecord
 
@@ -56,6 +57,11 @@ def manifests(repository: Repository) -> Range:
 def tag(repository: Repository, name: Tag) -> bytes:
     """T: the register of a tag."""
     return b"T/" + _end(repository) + _end(name)
+
+
+def tags(repository: Repository) -> Range:
+    """All T of a repository, tombstones too."""
+    return prefix(b"T/" + _end(repository))
 
 
 def blob(digest: Digest) -> bytes:
@@ -197,6 +203,11 @@ def parked_repository(key: bytes) -> Repository:
 def ack(peer: str) -> bytes:
     """ack: how far a peer has applied this site."""
     return b"ack/" + _end(peer)
+
+
+def status(source: str) -> bytes:
+    """st: what the follower of a peer says of itself."""
+    return b"st/" + _end(source)
 
 
 def candidate(duty: str, lease: Lease) -> bytes:

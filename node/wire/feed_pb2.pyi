@@ -363,3 +363,65 @@ class KeysReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___KeysReply: _TypeAlias = KeysReply  # noqa: Y015
+
+@_typing.final
+class RepositoryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    repository: _builtins.str
+    @_builtins.property
+    def filter(self) -> Global___Filter: ...
+    def __init__(
+        self,
+        *,
+        repository: _builtins.str = ...,
+        filter: Global___Filter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "repository", b"repository"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepositoryRequest: _TypeAlias = RepositoryRequest  # noqa: Y015
+
+@_typing.final
+class FollowRecord(_message.Message):
+    """What a follower says of itself in its own site's KV (st/<source>); no peer sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    PARKED_FIELD_NUMBER: _builtins.int
+    OLDEST_MS_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
+    MS_FIELD_NUMBER: _builtins.int
+    state: _builtins.str
+    revision: _builtins.int
+    head: _builtins.int
+    parked: _builtins.int
+    oldest_ms: _builtins.int
+    last_error: _builtins.str
+    ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        state: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        head: _builtins.int = ...,
+        parked: _builtins.int = ...,
+        oldest_ms: _builtins.int = ...,
+        last_error: _builtins.str = ...,
+        ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "last_error", b"last_error", "ms", b"ms", "oldest_ms", b"oldest_ms", "parked", b"parked", "revision", b"revision", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FollowRecord: _TypeAlias = FollowRecord  # noqa: Y015

@@ -54,6 +54,11 @@ class FeedStub:
                 request_serializer=node_dot_wire_dot_feed__pb2.KeysRequest.SerializeToString,
                 response_deserializer=node_dot_wire_dot_feed__pb2.KeysReply.FromString,
                 _registered_method=True)
+        self.Repository = channel.unary_stream(
+                '/entrepot.feed.v1.Feed/Repository',
+                request_serializer=node_dot_wire_dot_feed__pb2.RepositoryRequest.SerializeToString,
+                response_deserializer=node_dot_wire_dot_feed__pb2.ChangeBatch.FromString,
+                _registered_method=True)
 
 
 class FeedServicer:
@@ -87,6 +92,13 @@ class FeedServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Repository(self, request, context):
+        """All of one repository as it stands, tombstones too: what brings a parked one up to date.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FeedServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +121,11 @@ def add_FeedServicer_to_server(servicer, server):
                     servicer.Keys,
                     request_deserializer=node_dot_wire_dot_feed__pb2.KeysRequest.FromString,
                     response_serializer=node_dot_wire_dot_feed__pb2.KeysReply.SerializeToString,
+            ),
+            'Repository': grpc.unary_stream_rpc_method_handler(
+                    servicer.Repository,
+                    request_deserializer=node_dot_wire_dot_feed__pb2.RepositoryRequest.FromString,
+                    response_serializer=node_dot_wire_dot_feed__pb2.ChangeBatch.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +236,33 @@ class Feed:
             '/entrepot.feed.v1.Feed/Keys',
             node_dot_wire_dot_feed__pb2.KeysRequest.SerializeToString,
             node_dot_wire_dot_feed__pb2.KeysReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Repository(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/entrepot.feed.v1.Feed/Repository',
+            node_dot_wire_dot_feed__pb2.RepositoryRequest.SerializeToString,
+            node_dot_wire_dot_feed__pb2.ChangeBatch.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,8 @@ class FeedStub:
     """Which of these digests this site can serve from this repository."""
     Keys: _grpc.UnaryUnaryMultiCallable[_feed_pb2.KeysRequest, _feed_pb2.KeysReply]
     """The present registers of these keys."""
+    Repository: _grpc.UnaryStreamMultiCallable[_feed_pb2.RepositoryRequest, _feed_pb2.ChangeBatch]
+    """All of one repository as it stands, tombstones too: what brings a parked one up to date."""
 
 @_typing.type_check_only
 class FeedAsyncStub(FeedStub):
@@ -51,6 +53,8 @@ class FeedAsyncStub(FeedStub):
     """Which of these digests this site can serve from this repository."""
     Keys: _aio.UnaryUnaryMultiCallable[_feed_pb2.KeysRequest, _feed_pb2.KeysReply]  # type: ignore[assignment]
     """The present registers of these keys."""
+    Repository: _aio.UnaryStreamMultiCallable[_feed_pb2.RepositoryRequest, _feed_pb2.ChangeBatch]  # type: ignore[assignment]
+    """All of one repository as it stands, tombstones too: what brings a parked one up to date."""
 
 class FeedServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -84,5 +88,13 @@ class FeedServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_feed_pb2.KeysReply, _abc.Awaitable[_feed_pb2.KeysReply]]:
         """The present registers of these keys."""
+
+    @_abc_1.abstractmethod
+    def Repository(
+        self,
+        request: _feed_pb2.RepositoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_feed_pb2.ChangeBatch], _abc.AsyncIterator[_feed_pb2.ChangeBatch]]:
+        """All of one repository as it stands, tombstones too: what brings a parked one up to date."""
 
 def add_FeedServicer_to_server(servicer: FeedServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,172 @@
+"""What a site tells a peer: the keyspace as batches of changes, without any gRPC.
+
+Nothing is queued: a batch is read from the KV when it is asked for.  A scan notes the revision
+first and pages by key, so what changes while it runs is told again by the following that comes
+after it (RELIABILITY 3.3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Final, TypeVar
+
+from gateway.feed_batches import Planned, batches, by_revision, one_by_one
+from node import keys
+from node.blob_transactions import blob_ranges, visible
+from node.change import Change
+from node.digest import Digest
+from node.errors import BlobDamaged, BlobUnknown, StorageFailed
+from node.globs import Filter
+from node.keys import ManifestName, Name, TagName
+from node.kv import Compacted, Entry, Range, only
+from node.records import Cursor
+from node.reference import Repository
+from node.site import Site
+from node.wire import codec
+from node.wire.feed_codec import BATCH_CHANGES, Batch
+
+T = TypeVar("T")
+
+# A read of changes that brought fewer brought all there was, so its revision is the newest.
+_MORE_COME: Final = BATCH_CHANGES // 2
+
+
+class FeedSource:
+    """One site as the source of changes, for one peer: `filters` are those that all must pass."""
+
+    def __init__(self, site: Site, filters: Sequence[Filter]) -> None:
+        self._site = site
+        self._filters = filters
+
+    async def changes(self, cursor: Cursor) -> AsyncGenerator[Batch, None]:
+        """Batches after a cursor, for ever; a cursor that can't be gone on from means a scan.
+
+        Raises:
+            MetadataUnavailable: The KV went away.
+        """
+        after = cursor.revision if cursor.incarnation == self._site.record.incarnation else 0
+        while True:
+            if not after:
+                async with aclosing(self._scan([keys.REPLICATED])) as scan:
+                    async for batch in scan:
+                        after = batch.revision
+                        yield batch
+            try:
+                async with aclosing(self._follow(after)) as following:
+                    async for batch in following:
+                        yield batch
+            except Compacted:
+                after = 0
+
+    def repository(self, name: Repository) -> AsyncGenerator[Batch, None]:
+        """A scan of one repository: its manifests, then its tags.
+
+        Raises:
+            MetadataUnavailable: The KV went away.
+        """
+        return self._scan([keys.manifests(name), keys.tags(name)])
+
+    async def _scan(self, ranges: Iterable[Range]) -> AsyncGenerator[Batch, None]:
+        """Everything in some ranges; the last batch is empty, not `scanning`, and at its end.
+
+        Its revision is from before the scan: what was written up to it has been told.
+        """
+        noted = await self._newest()
+        for within in ranges:
+            start = within.start
+            while True:
+                page = Range(start, within.end, BATCH_CHANGES)
+                (entries,) = (await self._site.kv.read([page])).ranges
+                for planned in batches(one_by_one(self._passing(entries))):
+                    yield await self._batch(planned, noted, noted, scanning=True)
+                if len(entries) < BATCH_CHANGES:
+                    break
+                start = entries[-1].key + b"\0"
+        yield Batch(self._site.record.incarnation, (), noted, False, noted)
+
+    async def _follow(self, after: int) -> AsyncGenerator[Batch, None]:
+        async with _closing(self._site.kv.changes(keys.REPLICATED, after)) as following:
+            async for news in following:
+                more = len(news.entries) >= _MORE_COME
+                head = await self._newest() if more else news.revision
+                planned: list[Planned] = []
+                for whole in batches(by_revision(self._passing(news.entries))):
+                    if planned:
+                        yield await self._batch(planned, planned[-1].change.revision, head)
+                    planned = whole
+                # The last goes as far as was read, also where the filters let nothing through.
+                yield await self._batch(planned, news.revision, head)
+
+    async def keys(self, names: Sequence[Name]) -> list[Change]:
+        """The registers of these names, in their order, of those that have one.
+
+        Raises:
+            MetadataUnavailable: No answer in time.
+        """
+        wanted = [name for name in names if self._passes(name)]
+        seen = await self._site.decider.look([only(keys.register(name)) for name in wanted])
+        entries = [seen.entry(keys.register(name)) for name in wanted]
+        changes = self._passing(entry for entry in entries if entry is not None)
+        planned = [one for whole in batches([list(changes)]) for one in whole]
+        return await self._with_bodies(planned)
+
+    async def have(self, repository: Repository, digests: Sequence[Digest]) -> list[Digest]:
+        """Those of the digests that can be read from the repository here.
+
+        Raises:
+            MetadataUnavailable: No answer in time.
+        """
+        if not all(wanted.takes(repository) for wanted in self._filters):
+            return []
+        ranges = [r for digest in digests for r in blob_ranges(repository, digest)]
+        seen = await self._site.decider.look(ranges)
+        return [digest for digest in digests if visible(seen, repository, digest) is not None]
+
+    async def _newest(self) -> int:
+        return (await self._site.kv.read([only(keys.SITE)])).revision
+
+    def _passing(self, entries: Iterable[Entry]) -> Iterator[Change]:
+        for entry in entries:
+            name = keys.parse_register(entry.key)
+            if name is not None and self._passes(name):
+                yield Change(name, codec.decode_register(entry.value), entry.modified)
+
+    def _passes(self, name: Name) -> bool:
+        match name:
+            case ManifestName(repository=repository):
+                return all(wanted.takes(repository) for wanted in self._filters)
+            case TagName(repository=repository, tag=tag):
+                return all(wanted.takes(repository, tag) for wanted in self._filters)
+
+    async def _batch(
+        self, planned: Sequence[Planned], revision: int, head: int, *, scanning: bool = False
+    ) -> Batch:
+        changes = await self._with_bodies(planned)
+        return Batch(self._site.record.incarnation, changes, revision, scanning, head)
+
+    async def _with_bodies(self, planned: Sequence[Planned]) -> list[Change]:
+        async with asyncio.TaskGroup() as group:
+            work = [group.create_task(self._with_body(one)) for one in planned]
+        return [task.result() for task in work]
+
+    async def _with_body(self, planned: Planned) -> Change:
+        change = planned.change
+        if planned.body is None:
+            return change
+        try:
+            body = await self._site.content.read(planned.body)
+        except (BlobUnknown, BlobDamaged, StorageFailed):
+            return change  # whoever needs it asks for it, and is told
+        return Change(change.name, change.register, change.revision, body)
+
+
+@asynccontextmanager
+async def _closing(iterator: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
+    """Close an iterator at the end, if it has anything to close."""
+    try:
+        yield iterator
+    finally:
+        if isinstance(iterator, AsyncGenerator):
+            await iterator.aclose()
