@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from node import keys
@@ -19,7 +19,7 @@ from node.config_models import Config
 from node.content import Content
 from node.errors import MetadataUnavailable
 from node.kv import KV, Absent, Ok, Put, only
-from node.kv_sqlite import SqliteKV
+from node.kv_sqlite import SqliteKV, StorageUnsuitable
 from node.metadata import Metadata
 from node.reads import JoinedReads
 from node.records import SiteRecord
@@ -55,15 +55,20 @@ def new_id() -> str:
 
 @asynccontextmanager
 async def opened(config: Config, *, clock_ms: Callable[[], int] = now_ms) -> AsyncIterator[Site]:
-    """Open the stores that the configuration names; close the KV at the end.
+    """Open the stores that the configuration names; close them at the end.
 
     Raises:
         ConfigError: The stores can't be used as they are configured, or are another site's.
         MetadataUnavailable, StorageFailed: They do not work now.
     """
-    blobs = await FileBlobs.open_store(config.blobs.files.root)
-    kv = await SqliteKV.open(config.metadata.sqlite.path)
-    try:
+    async with AsyncExitStack() as stack:
+        blobs = await FileBlobs.open_store(config.blobs.files.root)
+        stack.push_async_callback(blobs.close)
+        try:
+            kv = await SqliteKV.open(config.metadata.sqlite.path)
+        except StorageUnsuitable as err:
+            raise ConfigError(f"metadata.sqlite.path: {err}") from err
+        stack.push_async_callback(kv.close)
         record = await _identity(kv, config.site)
         reads = JoinedReads(kv)
         grace_ms = config.collect.grace * 1000
@@ -78,8 +83,6 @@ async def opened(config: Config, *, clock_ms: Callable[[], int] = now_ms) -> Asy
         )
         metadata = Metadata(decider, new_id=new_id)
         yield Site(record, kv, blobs, reads, decider, content, metadata)
-    finally:
-        await kv.close()
 
 
 async def _identity(kv: KV, name: str) -> SiteRecord:
