@@ -234,7 +234,9 @@ def _source(location: Location, variables: Mapping[Location, str]) -> str:
     for length in range(len(location), 0, -1):
         if location[:length] in variables:
             return f" (from {variables[location[:length]]})"
-    return ""
+    # A variable may have brought a whole section with it.
+    inside = (name for at, name in variables.items() if at[: len(location)] == location)
+    return f" (from {name})" if (name := next(inside, None)) else ""
 
 
 def _message(error: ErrorDetails) -> str:
@@ -246,8 +248,6 @@ def _message(error: ErrorDetails) -> str:
             message = "is required"
         case "extra_forbidden":
             message = f"unknown key{_suggestion(error['loc'])}"
-        case "too_short":
-            message = "may not be empty"
         case "greater_than_equal":
             message = f"must be at least {limits['ge']}, is {_found(found)}"
         case "less_than_equal":

@@ -236,6 +236,13 @@ def _headers(headers: dict[str, str]) -> Mapping[str, str]:
     return headers
 
 
+def _some(items: tuple[object, ...]) -> tuple[object, ...]:
+    # Not `min_length`: pydantic then calls a list empty whose items are wrong.
+    if not items:
+        raise _problem("may not be empty")
+    return items
+
+
 NotBuilt = Annotated[None, BeforeValidator(_not_built)]
 Whole = Annotated[int, BeforeValidator(_not_bool)]
 SiteName = Annotated[str, AfterValidator(_site)]
@@ -254,7 +261,7 @@ class Section(BaseModel):
 class Http(Section):
     """Where the registry answers, and how it names itself; `public_url` has no final slash."""
 
-    listen: tuple[Address, ...] = Field(default=(Address("127.0.0.1", 5000),), min_length=1)
+    listen: Annotated[tuple[Address, ...], AfterValidator(_some)] = (Address("127.0.0.1", 5000),)
     public_url: Url | None = None
     headers: Headers = Field(default_factory=dict)
     trusted_proxies: NotBuilt = None
@@ -316,8 +323,8 @@ class Peer(Section):
     secret_file: Path | None = None
     ca: NotBuilt = None
     follow: bool = True
-    repositories: tuple[Repositories, ...] = Field(default=("**",), min_length=1)
-    tags: tuple[Tags, ...] = Field(default=("**",), min_length=1)
+    repositories: Annotated[tuple[Repositories, ...], AfterValidator(_some)] = ("**",)
+    tags: Annotated[tuple[Tags, ...], AfterValidator(_some)] = ("**",)
     deletes: Annotated[bool, AfterValidator(_deletes_only)] = True
     bandwidth: NotBuilt = None
     blobs_in_flight: Whole = Field(default=4, ge=1, le=64)
