@@ -203,11 +203,9 @@ class Batch:
         _, found = _firsts(self._connection, [_where(guard) for guard in guards])
         if not all(map(_holds, guards, found)):
             return Failed(tuple(found))
-        for lease in {op.lease for op in ops if isinstance(op, Put) and op.lease is not None}:
-            if not self._connection.execute(
-                "SELECT 1 FROM leases WHERE id = ?", (lease,)
-            ).fetchall():
-                raise MetadataUnavailable(f"lease {lease} is gone")
+        named = {op.lease for op in ops if isinstance(op, Put) and op.lease is not None}
+        if named and (gone := named - self._leases()):
+            raise MetadataUnavailable(f"lease {min(gone)} is gone")
         revision = self.revision + 1
         if self._put(ops, revision) + self._delete(ops):
             self.revision = revision
@@ -243,13 +241,19 @@ class Batch:
 
     def keep_alive(self, lease: Lease) -> bool:
         """Give the lease its whole time again; False if it is gone."""
-        kept = self._connection.execute(
-            "UPDATE leases SET deadline = ? + ttl WHERE id = ?", (self._now, lease)
-        )
-        return kept.rowcount == 1
+        if lease not in self._leases():
+            return False
+        again = "UPDATE leases SET deadline = ? + ttl WHERE id = ?"
+        self._connection.execute(again, (self._now, lease))
+        return True
 
     def revoke(self, lease: Lease) -> None:
         """End the lease and remove its keys."""
+        if lease not in self._leases():
+            return
         self._connection.execute("DELETE FROM leases WHERE id = ?", (lease,))
         if self._connection.execute("DELETE FROM rows WHERE lease = ?", (lease,)).rowcount:
             self.revision += 1
+
+    def _leases(self) -> set[int]:
+        return {lease for (lease,) in self._connection.execute("SELECT id FROM leases").fetchall()}

@@ -1,0 +1,60 @@
+"""Every KV adapter in turn, each with a second way in and a clock that the test moves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from node.kv import KV
+from node.kv_sqlite import SqliteKV
+from tests.fake_kv import MemoryKV
+
+
+class Stand(NamedTuple):
+    """An empty store: as one process holds it, as another does, and how time passes in it."""
+
+    kv: KV
+    another: KV
+    pass_time: Callable[[float], Awaitable[None]]
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def stand(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stand]:
+    """Every adapter in turn, empty."""
+    clock = _Clock()
+    if request.param == "memory":
+        memory = MemoryKV(clock=clock)
+        yield Stand(memory, memory, clock.advance)
+        return
+    path = tmp_path / "metadata.db"
+    kv = await SqliteKV.open(path, clock=clock)
+    another = await SqliteKV.open(path, clock=clock)
+    yield Stand(kv, another, clock.advance)
+    await asyncio.gather(kv.close(), another.close())
+
+
+@pytest.fixture
+def kv(stand: Stand) -> KV:
+    """The store as one process holds it."""
+    return stand.kv
+
+
+@pytest.fixture
+def another(stand: Stand) -> KV:
+    """The same store as another process holds it."""
+    return stand.another
