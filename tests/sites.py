@@ -1,0 +1,247 @@
+"""Real sites: a gateway and a replicator each, as processes of their own on free ports.
+
+A process writes its log to its site's folder, and the kernel ends it when the test's process has
+gone.  Nothing here waits but by `eventually`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from asyncio import to_thread
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from tests.ports import free_ports
+from tests.waiting import eventually
+
+PROGRAMS: Final = ("gateway", "replicator")
+START_S: Final = 30.0
+STOP_S: Final = 30.0
+
+_HOST: Final = "127.0.0.1"
+_ROOT: Final = Path(__file__).parents[1]
+_TAIL: Final = 6000
+
+
+_given: Final[set[int]] = set()
+
+
+def _ports() -> int:
+    """The first of four free ports that no other site of this process was given."""
+    while True:
+        first = free_ports((0, 1, 2, 3))
+        ports = range(first, first + 4)
+        if _given.isdisjoint(ports):
+            _given.update(ports)
+            return first
+
+
+@dataclass(slots=True)
+class Site:
+    """A site in a folder; `settings` are sections of its configuration beside those made here.
+
+    `programs` says which processes it has, the gateway first.
+    """
+
+    name: str
+    folder: Path
+    settings: Mapping[str, object] = field(default_factory=dict)
+    programs: tuple[str, ...] = PROGRAMS
+    port: int = field(default_factory=_ports)
+    _peers: list[dict[str, object]] = field(default_factory=list)
+    _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _shown: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def http(self) -> str:
+        """Where the registry answers, as clients write it in an image's name."""
+        return f"{_HOST}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """The registry's URL."""
+        return f"http://{self.http}"
+
+    @property
+    def grpc(self) -> str:
+        """Where the feed is."""
+        return f"{_HOST}:{self.port + 1}"
+
+    @property
+    def metadata(self) -> Path:
+        """The file of the KV; to be opened by sqlite3 only."""
+        return self.folder / "metadata.db"
+
+    @property
+    def blobs(self) -> Path:
+        """The folder of the blob store."""
+        return self.folder / "blobs"
+
+    @property
+    def config(self) -> Path:
+        """The configuration, written when a process starts."""
+        return self.folder / "entrepot.yaml"
+
+    def follow(
+        self,
+        peer: Site,
+        *,
+        http: str | None = None,
+        grpc: str | None = None,
+        **settings: object,
+    ) -> None:
+        """Make another site a peer, to be reached at other addresses than its own if given."""
+        address = {"http": f"http://{http or peer.http}", "grpc": grpc or peer.grpc}
+        self._peers.append({"site": peer.name, **address, **settings})
+
+    def pid(self, program: str) -> int:
+        """The process that runs as this program."""
+        return self._running[program].pid
+
+    def running(self, program: str) -> bool:
+        """Whether the program was started and has not ended."""
+        process = self._running.get(program)
+        return process is not None and process.poll() is None
+
+    async def start(self) -> None:
+        """Start what does not run, and wait until all is ready."""
+        for program in self.programs:
+            if not self.running(program):
+                self.spawn(program)
+        for program in self.programs:
+            await self.ready(program)
+
+    def spawn(self, program: str) -> None:
+        """Start one of the programs, and don't wait."""
+        self.write_config()
+        command = (sys.executable, "-P", "-m", program, "--config", str(self.config))
+        with self.log(program).open("ab") as log:
+            self._running[program] = subprocess.Popen(
+                ("setpriv", "--pdeathsig", "KILL", "--", *command),
+                cwd=_ROOT,
+                env={k: v for k, v in os.environ.items() if not k.startswith("ENTREPOT_")},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    async def ready(self, program: str) -> None:
+        """Wait until a program says that it is ready.
+
+        Raises:
+            AssertionError: It is not in time, or has ended; the end of its log is in the message.
+        """
+        port = self.port + (2 if program == "gateway" else 3)
+
+        async def answers() -> bool:
+            if not self.running(program):
+                raise ChildProcessError(f"ended with {self._running[program].returncode}")
+            return await to_thread(_is_ready, f"http://{_HOST}:{port}/readyz")
+
+        try:
+            await eventually(answers, START_S, f"{program} of {self.name} is ready")
+        except (AssertionError, ChildProcessError) as err:
+            raise AssertionError(f"{err}\n{self._tail(program)}") from err
+
+    def kill(self, program: str) -> None:
+        """End a program by SIGKILL; on return it has gone."""
+        process = self._running[program]
+        process.kill()
+        process.wait(STOP_S)
+
+    def signal(self, program: str, number: signal.Signals) -> None:
+        """Send a program a signal."""
+        self._running[program].send_signal(number)
+
+    async def stop(self, program: str) -> int:
+        """Ask a program to drain, wait until it has ended, and return its exit status."""
+        process = self._running[program]
+        process.terminate()
+        try:
+            return await to_thread(process.wait, STOP_S)
+        except subprocess.TimeoutExpired as err:
+            raise AssertionError(f"{program} does not end\n{self._tail(program)}") from err
+
+    async def stop_all(self) -> None:
+        """Ask every program to drain, and see that each ends well."""
+        for program in reversed(self.programs):
+            if self.running(program):
+                status = await self.stop(program)
+                assert status == 0, f"{program} ended with {status}\n{self._tail(program)}"
+
+    def end(self) -> None:
+        """End every process at once, whatever state it is in."""
+        for process in self._running.values():
+            process.kill()
+            process.wait(STOP_S)
+
+    async def peer(self, name: str) -> dict[str, Any]:
+        """What the site says of a peer under /api/v1/peers."""
+        answer = await to_thread(_get_json, f"{self.url}/api/v1/peers")
+        return next(peer for peer in answer["peers"] if peer["site"] == name)
+
+    def log(self, program: str) -> Path:
+        """The file of a program's log."""
+        return self.folder / f"{program}.log"
+
+    def show_logs(self) -> None:
+        """Write to stderr what was logged since the last call; pytest shows it of failed tests."""
+        for program in self.programs:
+            log = self.log(program)
+            content = log.read_bytes() if log.exists() else b""
+            new = content[self._shown.get(program, 0) :][-_TAIL:].decode(errors="replace")
+            self._shown[program] = len(content)
+            if new:
+                sys.stderr.write(f"--- {program} of {self.name}\n{new}\n")
+
+    def _tail(self, program: str) -> str:
+        return self.log(program).read_text(errors="replace")[-_TAIL:]
+
+    def write_config(self) -> None:
+        """Write the configuration as it stands."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        listen = {
+            "http": {"listen": [self.http]},
+            "grpc": {"listen": self.grpc},
+            "metrics": {"listen": f"{_HOST}:{self.port + 2}"},
+            "replicator": {"listen": f"{_HOST}:{self.port + 3}"},
+        }
+        content = {"site": self.name, **listen, "peers": self._peers, **self.settings}
+        self.config.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+@contextmanager
+def ended(*sites: Site) -> Iterator[None]:
+    """See that no process of the sites is left, however the body ends."""
+    try:
+        yield
+    finally:
+        for site in sites:
+            site.end()
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except urllib.error.HTTPError as err:
+        raise AssertionError(err.read().decode(errors="replace")) from err
+    except OSError as err:
+        raise AssertionError(str(err)) from err
+
+
+def _get_json(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return json.load(answer)
