@@ -12,6 +12,7 @@ from aiohttp import web
 from gateway.admin import Admin
 from gateway.auth import Peers
 from gateway.blobs import Blobs
+from gateway.feed import FeedServer
 from gateway.headers import API_VERSION, Answer
 from gateway.manifests import Manifests
 from gateway.registry import Registry, Rules
@@ -36,11 +37,11 @@ def main() -> int:
 
 
 async def serve(config: Config, lifecycle: Lifecycle) -> None:
-    """Start everything; the drain undoes it in reverse: listeners, health, reads, KV."""
+    """Start everything; the drain undoes it in reverse: feed, HTTP, health, reads, KV."""
     stack = AsyncExitStack()
     lifecycle.on_stop("the site", stack.aclose)
     site = await stack.enter_async_context(opened(config))
-    _ = lifecycle.spawn("reads", site.reads.run())
+    lifecycle.spawn("reads", site.reads.run())
     metrics = Metrics("gateway")
     always = {**API_VERSION, **config.http.headers}
     gate = Gate(
@@ -52,6 +53,7 @@ async def serve(config: Config, lifecycle: Lifecycle) -> None:
         new_id=new_id,
     )
     server = HttpServer(gate, always)
+    feed = FeedServer(site, config.peers, metrics)
     health = HealthServer(
         config.metrics.listen,
         {"metadata": partial(_check_metadata, site), "blobs": site.blobs.check},
@@ -59,10 +61,13 @@ async def serve(config: Config, lifecycle: Lifecycle) -> None:
         metrics.registry,
         stopping=lifecycle.stopping,
     )
+    # It answers last and ends after the others: who can reach it, can be sent requests.
     lifecycle.on_stop("health", health.stop)
-    await health.start()
     lifecycle.on_stop("http", server.stop)
     await server.start({f"http.listen[{n}]": a for n, a in enumerate(config.http.listen)})
+    lifecycle.on_stop("feed", feed.stop)
+    await feed.start(config.grpc.listen)
+    await health.start()
 
 
 def handlers(config: Config, site: Site, always: Mapping[str, str]) -> Mapping[Endpoint, Handler]:
