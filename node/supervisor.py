@@ -98,7 +98,7 @@ class Supervisor:
 
     def kill(self) -> None:
         """Kill every child, and whatever it has started itself, now."""
-        self.stop()
+        self.stopping.set()
         self._killing.set()
         for process in self._running:
             self._kill(process)

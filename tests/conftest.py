@@ -16,8 +16,11 @@ settings.register_profile(
 )
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "dev")
 
-# Once per process, at start or end, where nothing else runs yet or any more.
 _MAY_BLOCK = {
+    # A traceback reads the sources that it shows, and a line is written at once.
+    "structlog/_base.py": ("_proxy_to_logger",),
+    "logging/__init__.py": ("handle",),
+    # Once per process, at start or end, where nothing else runs yet or any more.
     "node/config.py": ("load", "ensure_folders"),
     "node/lifecycle.py": ("_probe", "readable"),
     "node/supervisor.py": ("sole", "_lock"),
