@@ -7,6 +7,7 @@ between the two leaves a file that nothing names, never a name without its file.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -251,6 +252,19 @@ class Content:
             if upload is not None and upload.session.target and not self._is_over(upload)
         }
 
+    async def recover(self, upload: Upload) -> Upload:
+        """Take into a fetching session what a crash or a stop left of it, and nobody recorded.
+
+        The bytes are whatever reached the files; `finish` verifies the whole.
+
+        Raises:
+            UploadOutOfOrder, UploadUnknown: Somebody else goes on with the session, or ended it.
+        """
+        standing = await self._blobs.recover(upload.session_id)
+        for piece in standing[len(upload.session.pieces) :]:
+            upload = await self._record(upload, piece)
+        return upload
+
     async def append(self, upload: Upload, body: AsyncIterator[bytes]) -> Upload:
         """Add a request's body to the session; what arrived of a body that is cut stays.
 
@@ -280,6 +294,11 @@ class Content:
             except BodyCut as err:
                 cut = err
             piece = await writer.seal()
+        except asyncio.CancelledError:
+            # A replicator that stops leaves what it has fetched to `recover`.
+            if upload.session.target is None:
+                await writer.drop()
+            raise
         except BaseException:
             await writer.drop()
             raise
