@@ -36,9 +36,7 @@ _app.add_typer(_config, name="config")
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option(
-        "--config", envvar="ENTREPOT_CONFIG", help="The configuration, a YAML file.", dir_okay=False
-    ),
+    typer.Option("--config", envvar="ENTREPOT_CONFIG", help="The configuration, a YAML file."),
 ]
 DataOption = Annotated[
     Path,
@@ -46,7 +44,6 @@ DataOption = Annotated[
         "--data",
         envvar="ENTREPOT_DATA",
         help="Where relative paths begin if there is no configuration file.",
-        file_okay=False,
     ),
 ]
 
@@ -85,9 +82,7 @@ def serve(config: ConfigOption = None, data: DataOption = Path("data")) -> None:
 
 @_app.command()
 def demo(
-    data: Annotated[
-        Path, typer.Option("--data", help="The folder of both sites.", file_okay=False)
-    ] = Path("demo"),
+    data: Annotated[Path, typer.Option("--data", help="The folder of both sites.")] = Path("demo"),
     base_port: Annotated[
         int,
         typer.Option(
@@ -153,7 +148,7 @@ def status(
 
 @_config.command()
 def check(
-    file: Annotated[Path, typer.Argument(help="The configuration, a YAML file.", dir_okay=False)],
+    file: Annotated[Path, typer.Argument(help="The configuration, a YAML file.")],
 ) -> None:
     """Say all that is wrong with a configuration file, one line each, or that it is fine."""
     loaded = load(file, file.parent)

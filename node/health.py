@@ -47,7 +47,9 @@ class HealthServer:
         self._registry = registry
         self._stopping = stopping
         self._key = key
-        self._runner = web.ServerRunner(web.Server(self._answer, access_log=None))
+        self._runner = web.ServerRunner(
+            web.Server(self._answer, access_log=None), shutdown_timeout=1
+        )
 
     async def start(self) -> None:
         """Listen.
@@ -57,9 +59,7 @@ class HealthServer:
         """
         await self._runner.setup()
         with binding(self._key, self._listen):
-            await web.TCPSite(
-                self._runner, self._listen.host, self._listen.port, shutdown_timeout=1
-            ).start()
+            await web.TCPSite(self._runner, self._listen.host, self._listen.port).start()
 
     async def stop(self) -> None:
         """Stop listening; answers under way get a second to end."""

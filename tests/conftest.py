@@ -20,6 +20,8 @@ _MAY_BLOCK = {
     # A traceback reads the sources that it shows, and a line is written at once.
     "structlog/_base.py": ("_proxy_to_logger",),
     "logging/__init__.py": ("handle",),
+    # /proc is no disk.
+    "node/health.py": ("_metrics",),
     # Once per process, at start or end, where nothing else runs yet or any more.
     "node/config.py": ("load", "ensure_folders"),
     "node/lifecycle.py": ("_probe", "readable"),

@@ -1,0 +1,258 @@
+"""The command `entrepot`: its exit status, its lines, and the sites that it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from node import cli, demo
+from node.config import Config, load
+from node.serve import Site, serve
+from node.supervisor import Child
+from tests.ports import free_port, free_ports
+from tests.waiting import eventually
+
+Outcome = tuple[int, str, str]
+Entrepot = Callable[..., Outcome]
+
+SITE: Final = {"site": "fra", "incarnation": "i", "version": "0.1.0", "revision": 123}
+PEER: Final = {
+    "site": "nyc",
+    "state": "following",
+    "lag_keys": 0,
+    "lag_s": 0.0,
+    "parked": 0,
+    "last_error": None,
+    "cursor": 12,
+    "acked": 34,
+}
+
+
+@pytest.fixture
+def entrepot(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Entrepot:
+    """Run the command in this process: status, stdout and stderr."""
+    for name in [name for name in os.environ if name.startswith("ENTREPOT_")]:
+        monkeypatch.delenv(name)
+
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["entrepot", *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        output, errors = capsys.readouterr()
+        assert isinstance(left.value.code, int)
+        return left.value.code, output, errors
+
+    return run
+
+
+@contextmanager
+def site_that_says(answers: dict[str, object]) -> Iterator[str]:
+    """A server that answers these paths with JSON, and 404 to all else; its URL."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = answers.get(self.path)
+            body = json.dumps(found).encode()
+            self.send_response(200 if found is not None else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+# --- config check
+
+
+def test_a_configuration_that_is_fine(entrepot: Entrepot, tmp_path: Path) -> None:
+    """Status 0, and what an operator should know anyway."""
+    file = tmp_path / "entrepot.yaml"
+    file.write_text("site: fra\n")
+    status, output, errors = entrepot("config", "check", str(file))
+    assert (status, errors) == (0, "")
+    assert f"{file}: fine" in output
+
+
+def test_a_configuration_that_is_wrong(entrepot: Entrepot, tmp_path: Path) -> None:
+    """Status 2, and one line for each problem on stderr."""
+    file = tmp_path / "entrepot.yaml"
+    file.write_text("site: FRA\nwebhooks: []\n")
+    status, output, errors = entrepot("config", "check", str(file))
+    assert (status, output) == (2, "")
+    assert len(errors.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nonsense"], ["serve", "--nonsense"], ["demo", "--base-port", "0"], ["config", "check"]],
+)
+def test_what_is_no_command_is_a_usage_problem(entrepot: Entrepot, arguments: list[str]) -> None:
+    """Status 2, for whatever the command line does not know."""
+    assert entrepot(*arguments)[0] == 2
+
+
+# --- status
+
+
+def test_a_site_that_follows_its_peers(entrepot: Entrepot) -> None:
+    """Status 0, and a line for each peer."""
+    with site_that_says({"/api/v1/site": SITE, "/api/v1/peers": {"peers": [PEER]}}) as url:
+        status, output, _ = entrepot("status", "--url", url)
+    assert status == 0
+    assert "Site fra" in output
+    assert "nyc" in output
+
+
+@pytest.mark.parametrize("state", ["scanning", "parked", "unreachable", "refused", "starting"])
+def test_a_peer_that_is_not_followed_is_status_1(entrepot: Entrepot, state: str) -> None:
+    """A script sees by the status that a peer is not followed, and the reason is shown."""
+    peer = PEER | {"state": state, "last_error": "because [of] this"}
+    with site_that_says({"/api/v1/site": SITE, "/api/v1/peers": {"peers": [peer]}}) as url:
+        status, output, _ = entrepot("status", "--url", f"{url}/")
+    assert status == 1
+    assert state in output
+    assert "because [of] this" in output
+
+
+def test_status_for_scripts(entrepot: Entrepot) -> None:
+    """--json gives the same facts as JSON."""
+    with site_that_says({"/api/v1/site": SITE, "/api/v1/peers": {"peers": [PEER]}}) as url:
+        status, output, _ = entrepot("status", "--json", "--url", url)
+    assert status == 0
+    assert json.loads(output) == {"url": url, "site": SITE, "peers": [PEER]}
+
+
+@pytest.mark.parametrize(
+    "answers", [{}, {"/api/v1/site": SITE}, {"/api/v1/site": {"site": 5}}, {"/api/v1/site": []}]
+)
+def test_what_is_no_site_is_status_1(entrepot: Entrepot, answers: dict[str, object]) -> None:
+    """Something else listens there: one line, no traceback."""
+    with site_that_says(answers) as url:
+        status, output, errors = entrepot("status", "--url", url)
+    assert (status, output) == (1, "")
+    assert errors.startswith(f"{url}: ")
+    assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("url", [f"http://127.0.0.1:{free_port()}", "nonsense", "http://"])
+def test_a_site_that_does_not_answer_is_status_1(entrepot: Entrepot, url: str) -> None:
+    """Nobody listens there: one line, no traceback."""
+    status, _, errors = entrepot("status", "--url", url)
+    assert status == 1
+    assert len(errors.splitlines()) == 1
+
+
+# --- processes
+
+
+@pytest.mark.parametrize("name", ["gateway", "replicator"])
+def test_single_processes_take_the_place_of_the_command(
+    entrepot: Entrepot, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`entrepot gateway` becomes that process: its keeper's signals reach it."""
+    became: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, argv: became.append(argv))
+    entrepot(name, "--config", "a.yaml", "--data", "b")
+    assert became[0][1:] == ["-P", "-m", name, "--data", "b", "--config", "a.yaml"]
+
+
+def test_serve_in_a_folder_that_cannot_be_written(entrepot: Entrepot, tmp_path: Path) -> None:
+    """Status 2 and one line for each folder, before any process is started."""
+    (tmp_path / "file").write_text("")
+    status, _, errors = entrepot("serve", "--data", str(tmp_path / "file"))
+    assert status == 2
+    assert [line.partition(":")[0] for line in errors.splitlines()] == [
+        "metadata.sqlite.path",
+        "blobs.files.root",
+    ]
+
+
+class SmallSite(Site):
+    """A site of one process that answers as a gateway does when it is ready."""
+
+    @property
+    def children(self) -> tuple[Child, ...]:
+        source = """
+import http.server, os, signal, sys
+class Ready(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.send_header("Content-Length", "0"); self.end_headers()
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Ready).serve_forever()
+"""
+        port = str(self.load().metrics.listen.port)
+        return (Child("gateway", (sys.executable, "-E", "-c", source, port)),)
+
+
+async def test_serve_says_when_a_site_is_ready_and_ends_on_ctrl_c(tmp_path: Path) -> None:
+    """Each site is announced once, and Ctrl-C ends them all with status 0."""
+    sites = [
+        SmallSite(None, tmp_path / name, {"ENTREPOT_METRICS__LISTEN": f"127.0.0.1:{free_port()}"})
+        for name in ("one", "other")
+    ]
+    announced: list[tuple[Site, Config]] = []
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        run = tasks.create_task(serve(sites, lambda *ready: announced.append(ready)))
+        await eventually(lambda: len(announced) == 2, 30, "both sites are ready")
+        os.kill(os.getpid(), signal.SIGINT)
+        assert await run == 0
+    assert {site.data for site, _ in announced} == {tmp_path / "one", tmp_path / "other"}
+
+
+# --- demo
+
+
+def test_the_sites_of_the_demo_are_each_others_peers(tmp_path: Path) -> None:
+    """Two configurations are written, both load, and each names the other where it listens."""
+    base = free_ports((0, 1, 2, 3, 100, 101, 102, 103))
+    fra, nyc = (site.load() for site in demo.sites(tmp_path, base))
+    assert (fra.site, nyc.site) == ("fra", "nyc")
+    for one, other in ((fra, nyc), (nyc, fra)):
+        (peer,) = one.peers
+        assert peer.site == other.site
+        assert peer.http == f"http://{other.http.listen[0]}"
+        assert peer.grpc == other.grpc.listen
+    assert fra.http.listen[0].port == base
+    assert nyc.replicator.listen.port == base + 103
+    assert fra.blobs.files.root == tmp_path / "fra/blobs"
+
+
+def test_the_demo_writes_its_configurations_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one starts from is the two files, and no variable of the shell changes them."""
+    monkeypatch.setenv("ENTREPOT_SITE", "ams")
+    sites = demo.sites(tmp_path, 5000)
+    written = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    assert written == [Path("fra/entrepot.yaml"), Path("nyc/entrepot.yaml")]
+    assert [site.load().site for site in sites] == ["fra", "nyc"]
+    assert load(sites[0].file, tmp_path, {}).site == "fra"
+
+
+def test_the_demo_says_where_it_cannot_write(entrepot: Entrepot, tmp_path: Path) -> None:
+    """Status 2 and one line."""
+    (tmp_path / "file").write_text("")
+    status, _, errors = entrepot("demo", "--data", str(tmp_path / "file"))
+    assert status == 2
+    assert len(errors.splitlines()) == 1
