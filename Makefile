@@ -56,6 +56,8 @@ lint: $(READY) ## Check style, format and the directions of imports
 	@$(BIN)/ruff check --quiet $(SOURCES)
 	@$(BIN)/ruff format --check --quiet $(SOURCES) || { echo "run: make fmt" >&2; exit 1; }
 	@found=$$($(BIN)/lint-imports --no-logo) || { echo "$$found"; exit 1; }
+	@git ls-files '*.py' | grep -v _pb2 | xargs -r wc -l | \
+		awk '$$1 > 400 && $$2 != "total" {print "longer than 400 lines: " $$2 " (" $$1 ")"}'
 
 type: $(READY) ## Check the types
 	@$(BIN)/mypy
