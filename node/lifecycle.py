@@ -70,7 +70,7 @@ class Lifecycle:
         self.failed = True
         self.stop(f"{what} failed")
 
-    def spawn(self, name: str, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+    def spawn(self, name: str, work: Coroutine[object, object, None]) -> None:
         """Run work until it is done, or is cancelled when its turn in the drain comes.
 
         If it raises, the whole process drains and ends with status 1.
@@ -83,7 +83,6 @@ class Lifecycle:
 
         self._steps[task] = (name, cancel)
         task.add_done_callback(self._ended)
-        return task
 
     def on_stop(self, name: str, step: Step) -> None:
         """Have the drain do this, after everything that is started from now on has ended."""

@@ -45,7 +45,7 @@ async def test_what_was_started_last_is_stopped_first() -> None:
             order.append("work")
 
     lifecycle.on_stop("store", closed)
-    _ = lifecycle.spawn("work", work())
+    lifecycle.spawn("work", work())
     lifecycle.on_stop("listener", listener_closed)
     await asyncio.sleep(0)
     await lifecycle.drain()
@@ -60,7 +60,7 @@ async def test_work_that_fails_begins_the_drain() -> None:
     async def work() -> None:
         raise ValueError("broken")
 
-    _ = lifecycle.spawn("work", work())
+    lifecycle.spawn("work", work())
     async with asyncio.timeout(10):
         await lifecycle.stopping.wait()
     assert lifecycle.failed
@@ -74,7 +74,7 @@ async def test_work_that_is_done_is_forgotten() -> None:
         pass
 
     for _ in range(100):
-        _ = lifecycle.spawn("work", work())
+        lifecycle.spawn("work", work())
     await eventually(lambda: not lifecycle._steps, 10, "all of it is forgotten")
     assert not lifecycle.stopping.is_set()
 
@@ -109,7 +109,7 @@ async def test_a_step_that_hangs_is_left(tmp_path: Path) -> None:
             cancelled.set()
             raise
 
-    _ = lifecycle.spawn("work", work())
+    lifecycle.spawn("work", work())
     lifecycle.on_stop("hangs", for_ever)
     lifecycle.on_stop("hangs too", for_ever)
     await asyncio.sleep(0)
@@ -131,7 +131,7 @@ async def test_work_may_start_work_while_draining() -> None:
             ended.append("late")
 
     async def step() -> None:
-        _ = lifecycle.spawn("late", late())
+        lifecycle.spawn("late", late())
         await asyncio.sleep(0)
 
     lifecycle.on_stop("step", step)
