@@ -31,20 +31,23 @@ class SiteAnswer(BaseModel):
     site: str
     incarnation: str
     version: str
-    revision: int
+    revision: int | None = None
 
 
 class PeerAnswer(BaseModel):
-    """How the site follows one peer: keys and seconds behind, and what went wrong last."""
+    """How the site follows one peer: keys and seconds behind, and what went wrong last.
+
+    What a gateway cannot know, before the first contact say, is None.
+    """
 
     site: str
     state: str
-    lag_keys: int
-    lag_s: float
+    lag_keys: int | None
+    lag_s: float | None
     parked: int
     last_error: str | None
-    cursor: int
-    acked: int
+    cursor: int | None
+    acked: int | None
 
 
 class PeersAnswer(BaseModel):
@@ -110,7 +113,7 @@ def render(status: SiteStatus) -> Group:
     """The status for a terminal."""
     site = status.site
     head = Text(f"Site {site.site} at {status.url}", style="bold")
-    facts = Text(f"version {site.version}, revision {site.revision}")
+    facts = Text(f"version {site.version}, revision {_shown(site.revision)}")
     if not status.peers:
         return Group(head, facts, Text("no peers"))
     table = Table(box=None, pad_edge=False)
@@ -123,9 +126,15 @@ def render(status: SiteStatus) -> Group:
         table.add_row(
             peer.site,
             Text(peer.state, style=_COLOURS.get(peer.state, "red")),
-            str(peer.lag_keys),
-            f"{peer.lag_s:.1f}",
+            _shown(peer.lag_keys),
+            _shown(peer.lag_s),
             str(peer.parked),
             Text(peer.last_error or ""),
         )
     return Group(head, facts, table)
+
+
+def _shown(number: float | None) -> str:
+    if number is None:
+        return "–"
+    return str(number) if isinstance(number, int) else f"{number:.1f}"

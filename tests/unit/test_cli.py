@@ -135,6 +135,16 @@ def test_a_peer_that_is_not_followed_is_status_1(entrepot: Entrepot, state: str)
     assert "because [of] this" in output
 
 
+def test_what_a_site_cannot_know_yet_is_no_error(entrepot: Entrepot) -> None:
+    """Before the first contact there is neither a cursor nor a lag."""
+    unknown = dict.fromkeys(("lag_keys", "lag_s", "cursor", "acked"))
+    peer = PEER | {"state": "starting"} | unknown
+    with site_that_says({"/api/v1/site": SITE, "/api/v1/peers": {"peers": [peer]}}) as url:
+        status, output, _ = entrepot("status", "--url", url)
+    assert status == 1
+    assert "–" in output
+
+
 def test_status_for_scripts(entrepot: Entrepot) -> None:
     """--json gives the same facts as JSON."""
     with site_that_says({"/api/v1/site": SITE, "/api/v1/peers": {"peers": [PEER]}}) as url:
