@@ -49,6 +49,10 @@ class Register(Generic[V]):
         """Whether any value stands; a register that is not live is a tombstone, or was never."""
         return bool(self.siblings)
 
+    def has_seen(self, dot: Dot) -> bool:
+        """Whether the write is in it, or was overwritten or deleted by what is."""
+        return self.ctx.get(dot.actor, 0) >= dot.n
+
     def next_ms(self, now_ms: int) -> int:
         """The time to write with: a push outranks what it replaces, whatever the clocks say."""
         return max([now_ms] + [value.ms + 1 for value in self.siblings.values()])
@@ -95,5 +99,5 @@ def _kept(mine: Register[V], theirs: Register[V]) -> dict[Dot, V]:
     return {
         dot: value
         for dot, value in mine.siblings.items()
-        if dot in theirs.siblings or dot.n > theirs.ctx.get(dot.actor, 0)
+        if dot in theirs.siblings or not theirs.has_seen(dot)
     }

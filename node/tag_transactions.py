@@ -120,7 +120,9 @@ def apply_tag(
 ) -> None:
     """T3r of a tag, without the siblings that are `gone`: deleted by digest, not "not here yet".
 
-    The manifests of all its other siblings are live here, or it does not apply.
+    It applies only where each other sibling's manifest is live and has seen the very push that the
+    sibling is of.  So whoever drops a tag because its manifest died never drops a push that the
+    deleter had not seen (P5).
 
     Raises:
         ManifestReferencesUnknown: One of them is not.
@@ -131,25 +133,27 @@ def apply_tag(
     for digest in digests(merged):
         txn.unchanged(keys.manifest(txn.repository, digest))
     after = merged.without(gone, txn.dot) if gone else merged
-    dead = [d for d in digests(after) if not is_live(txn.seen, txn.repository, d)]
-    if dead:
-        raise ManifestReferencesUnknown(tuple(str(digest) for digest in dead))
+    for dot, value in after.siblings.items():
+        manifest = register_at(txn.seen, keys.manifest(txn.repository, value.digest))
+        if not (manifest.live and manifest.has_seen(dot)):
+            raise ManifestReferencesUnknown((str(value.digest),))
     put_tag(txn, tag, before, after)
     shown, was = after.shown(), before.shown()
     if shown is None:
         return
     if was is None or was.digest != shown.digest:
         txn.event(Action.REPLICATED, op, shown, tag, "")
-    _tell_hidden(txn, tag, digests(before), after, op)
+    _tell_hidden(txn, tag, before, after, op)
 
 
 def _tell_hidden(
-    txn: Transaction, tag: Tag, known: Collection[Digest], after: Register[Pushed], op: str
+    txn: Transaction, tag: Tag, before: Register[Pushed], after: Register[Pushed], op: str
 ) -> None:
-    """Of concurrent pushes, one event for each that is not shown, unless it was told (P5)."""
-    shown = after.shown()
-    told = set(known) if len(known) > 1 else set()
+    """Of concurrent pushes, one event for each that is not shown, as soon as it is not (P5)."""
+    was, shown = before.shown(), after.shown()
+    told = {shown.digest} if shown is not None else set()
+    told.update(digest for digest in digests(before) if was is None or digest != was.digest)
     for value in sorted(after.siblings.values(), key=lambda value: (value.ms, value.digest)):
-        if shown is not None and value.digest not in {shown.digest, *told}:
+        if value.digest not in told:
             told.add(value.digest)
             txn.event(Action.CONFLICT, op, value, tag, "")

@@ -21,6 +21,7 @@ from node.digest import Digest
 from node.keys import ManifestName, Name, TagName
 from node.manifest import MEDIA_TYPES, Descriptor
 from node.records import Pushed
+from node.reference import Repository
 from node.register import Dot, Register, merge
 from node.replica import HeldManifest, HeldTag
 
@@ -131,12 +132,11 @@ def _bury(
     if not held.register.live or not held.parents:
         return Bury(merged)
     # Their author may have deleted them first, and that change may come to us second.
-    unasked = _unasked(name, held.parents, told)
-    return unasked or Keep(merged)
+    return _unasked(name.repository, held.parents, told) or Keep(merged)
 
 
 def _children(name: ManifestName, children: tuple[Descriptor, ...], told: Told) -> ManifestStep:
-    unasked = _unasked(name, [child.digest for child in children], told)
+    unasked = _unasked(name.repository, [child.digest for child in children], told)
     if unasked is not None:
         return unasked
     # A child that was told and that is not here is a blob, or can't be applied yet.
@@ -157,29 +157,23 @@ def plan_tag(name: TagName, change: Change, held: HeldTag, told: Told) -> TagSte
     merged = merge(held.register, change.register)
     if merged == held.register:
         return Done()
-    dead = {
-        dot: ManifestName(name.repository, value.digest)
-        for dot, value in merged.siblings.items()
-        if not held.manifests[value.digest].live
-    }
-    unasked = tuple(dict.fromkeys(n for n in dead.values() if n not in told))
-    if unasked:
-        return Ask(unasked)
-    for manifest in dead.values():
-        if not _is_deleted(held.manifests[manifest.digest], told[manifest]):
-            return Wait(f"manifest {manifest.digest} is not live here")
-    return ApplyTag(merged, frozenset(dead))
+    gone = set()
+    unseen = set()
+    for dot, value in merged.siblings.items():
+        manifest = held.manifests[value.digest]
+        # A push writes its tag and its manifest under one dot.  A manifest that has not seen the
+        # dot is late; one that has, and is dead, was deleted by somebody who had seen the push.
+        if not manifest.has_seen(dot):
+            unseen.add(value.digest)
+        elif not manifest.live:
+            gone.add(dot)
+    if unseen:
+        late = f"the push of manifest {min(unseen)} is not here yet"
+        return _unasked(name.repository, unseen, told) or Wait(late)
+    return ApplyTag(merged, frozenset(gone))
 
 
-def _is_deleted(held: Register[Pushed], answer: Change | None) -> bool:
-    """Whether a manifest is dead by all that the source and this site know, not merely late.
-
-    Then whoever deleted it had seen the push that the tag's sibling was part of.
-    """
-    return answer is not None and not merge(held, answer.register).live
-
-
-def _unasked(about: ManifestName, digests: Iterable[Digest], told: Told) -> Ask | None:
-    names = [ManifestName(about.repository, digest) for digest in sorted(digests)]
+def _unasked(repository: Repository, digests: Iterable[Digest], told: Told) -> Ask | None:
+    names = [ManifestName(repository, digest) for digest in sorted(digests)]
     unasked = tuple(name for name in names if name not in told)
     return Ask(unasked) if unasked else None
