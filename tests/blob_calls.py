@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final, TypeAlias
+from typing import Final
 
 from node.blobs import BlobStore, Generation, Piece, PieceWriter, SessionId
 from node.digest import Digest, Verifier
 
 SESSION: Final = SessionId("session-1")
 OTHER: Final = SessionId("session-2")
-# What a condition of `eventually` looks like that finds pieces.
-Finding: TypeAlias = Callable[[], Awaitable[tuple[Piece, ...]] | tuple[Piece, ...]]
 # More than the small blobs that are read when they are opened, and than one buffer of a writer.
 LARGE: Final = bytes(range(256)) * 5_000
 
@@ -59,6 +57,6 @@ async def write_and_seal(writer: PieceWriter, content: bytes) -> Piece:
     return await writer.seal()
 
 
-def recovering(blobs: BlobStore, session: SessionId) -> Finding:
+def recovering(blobs: BlobStore, session: SessionId) -> Callable[[], Awaitable[tuple[Piece, ...]]]:
     """A condition for `eventually`: some bytes of the session have reached the store."""
     return partial(blobs.recover, session)
