@@ -23,7 +23,6 @@ from tests.blob_calls import (
     LARGE,
     OTHER,
     SESSION,
-    Finding,
     content_of,
     put,
     put_piece,
@@ -217,7 +216,7 @@ async def test_another_process_goes_on_with_a_session(files: FileBlobs, tmp_path
     assert await content_of(files, Digest.of(LARGE * 2), Generation(SESSION)) == LARGE * 2
 
 
-def two_pieces(store: FileBlobs) -> Finding:
+def two_pieces(store: FileBlobs) -> Callable[[], Awaitable[tuple[Piece, ...]]]:
     """A condition for `eventually`: both pieces have all their bytes."""
 
     async def found() -> tuple[Piece, ...]:
