@@ -1,0 +1,210 @@
+"""One peer's Feed, as its follower calls it.
+
+Whatever the peer answers is read whole before it is handed on.  What makes no sense raises
+`FeedDamaged`; an answer that refuses us, one of `Refused`; all else is weather, `PeerUnavailable`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final, TypeVar
+
+from grpc import ChannelConnectivity, aio
+
+from node.change import Change
+from node.config_models import Peer
+from node.digest import Digest
+from node.errors import Denied, ManifestUnknown, PeerUnavailable
+from node.globs import Filter
+from node.keys import Name
+from node.records import Cursor, SiteRecord
+from node.reference import Repository
+from node.remote import Remote
+from node.wire import feed_codec
+from node.wire import feed_pb2 as pb
+from node.wire.feed_channel import DIALLER_OPTIONS, credentials, error_of
+from node.wire.feed_codec import PROTOCOL, Batch, Hello, Start
+from node.wire.feed_pb2_grpc import FeedStub
+
+T = TypeVar("T")
+P = TypeVar("P")
+
+_CALL_S: Final = 10.0
+# The largest manifest that any site is configured to take.
+_MANIFEST_BYTES: Final = 16 << 20
+
+
+class FeedDamaged(Exception):
+    """A peer's feed can't be read: it is broken, or speaks another language; nothing was applied.
+
+    Like `node.kv.Compacted` it is raised and handled inside of one process, so it is no
+    `RegistryError`.
+    """
+
+    def __init__(self, site: str, reason: str) -> None:
+        super().__init__(f"peer {site} sent a feed that can't be read: {reason}")
+        self.site = site
+        self.reason = reason
+
+
+class FeedStream:
+    """An open stream of changes: batches come, acks go."""
+
+    def __init__(
+        self, call: aio.StreamStreamCall[pb.ChangesRequest, pb.ChangeBatch], site: str
+    ) -> None:
+        self._call = call
+        self._site = site
+
+    async def batches(self) -> AsyncGenerator[Batch, None]:
+        """Batches until the peer ends the stream.
+
+        Raises:
+            FeedDamaged, PeerUnavailable, Refused: See the module.
+        """
+        while True:
+            with _weather(self._site):
+                message = await self._call.read()
+            if not isinstance(message, pb.ChangeBatch):
+                return
+            yield _read(self._site, feed_codec.read_batch, message)
+
+    async def ack(self, cursor: Cursor) -> None:
+        """Tell how far the source's life has been applied here.
+
+        Raises:
+            PeerUnavailable, Refused: The stream is over.
+        """
+        with _weather(self._site):
+            await self._call.write(feed_codec.ack_message(cursor))
+
+
+class FeedClient:
+    """Calls one peer; it connects by itself and again, `close` ends it."""
+
+    def __init__(self, peer: Peer, record: SiteRecord, remote: Remote) -> None:
+        self.site = peer.site
+        self._record = record
+        self._remote = remote
+        self._filter = Filter(peer.repositories, peer.tags)
+        self._channel = aio.insecure_channel(str(peer.grpc), options=DIALLER_OPTIONS)
+        self._stub = FeedStub(self._channel)
+        secret = peer.secret.get_secret_value() if peer.secret else None
+        self._credentials = credentials(record.name, secret)
+
+    async def close(self) -> None:
+        """End the connection and whatever is called on it."""
+        await self._channel.close()
+
+    async def reconnected(self) -> None:
+        """Return when a connection that is broken now is there again."""
+        if self._channel.get_state(try_to_connect=True) is ChannelConnectivity.READY:
+            await asyncio.Event().wait()
+        await self._channel.channel_ready()
+
+    async def hello(self, now_ms: int) -> Hello:
+        """Who is there.
+
+        Raises:
+            Denied: Another site than it should be, or one of another protocol.
+            FeedDamaged, PeerUnavailable, Refused: See the module.
+        """
+        ours = Hello(self._record.name, self._record.incarnation, now_ms)
+        with _weather(self.site):
+            reply = await self._stub.Hello(
+                feed_codec.hello_request(ours), metadata=self._credentials, timeout=_CALL_S
+            )
+        theirs = _read(self.site, feed_codec.read_hello, reply)
+        if theirs.site != self.site:
+            raise Denied(f"peer {self.site} is configured at the address of site {theirs.site}")
+        if theirs.protocol != PROTOCOL:
+            raise Denied(f"peer {self.site} speaks protocol {theirs.protocol}, we {PROTOCOL}")
+        return theirs
+
+    @asynccontextmanager
+    async def changes(self, cursor: Cursor) -> AsyncIterator[FeedStream]:
+        """Open a stream of changes after a cursor.
+
+        Raises:
+            PeerUnavailable, Refused: See the module.
+        """
+        call = self._stub.Changes(metadata=self._credentials)
+        try:
+            with _weather(self.site):
+                await call.write(feed_codec.start_message(Start(cursor, self._filter)))
+            yield FeedStream(call, self.site)
+        finally:
+            call.cancel()
+
+    async def repository(self, name: Repository) -> AsyncGenerator[Batch, None]:
+        """All of a repository as it stands; the last batch is not `scanning` and says as of when.
+
+        Raises:
+            FeedDamaged, PeerUnavailable, Refused: See the module.
+        """
+        request = feed_codec.repository_request(name, self._filter)
+        call = self._stub.Repository(request, metadata=self._credentials)
+        try:
+            while True:
+                with _weather(self.site):
+                    message = await call.read()
+                if not isinstance(message, pb.ChangeBatch):
+                    return
+                yield _read(self.site, feed_codec.read_batch, message)
+        finally:
+            call.cancel()
+
+    # --- for replicator.apply.Source
+
+    async def keys(self, names: Sequence[Name]) -> Mapping[Name, Change | None]:
+        """The peer's present registers of these names; None for those that it has none of.
+
+        Raises:
+            PeerUnavailable: No answer, or none of use.
+        """
+        told: dict[Name, Change | None] = {}
+        for start in range(0, len(names), feed_codec.NAMES):
+            asked = names[start : start + feed_codec.NAMES]
+            with _weather(self.site):
+                reply = await self._stub.Keys(
+                    feed_codec.keys_request(asked), metadata=self._credentials, timeout=_CALL_S
+                )
+            try:
+                told.update(feed_codec.read_keys_reply(reply, asked))
+            except ValueError as err:
+                raise PeerUnavailable(self.site, f"sent keys that can't be read: {err}") from err
+        return told
+
+    async def body(self, repository: Repository, digest: Digest, size: int) -> bytes:
+        """A manifest's body, verified.
+
+        Raises:
+            PeerUnavailable: No answer, or it has it no more.
+            PeerLied: It sent something else.
+        """
+        if size > _MANIFEST_BYTES:
+            raise PeerUnavailable(self.site, f"{digest} has {size} bytes, too many for a manifest")
+        try:
+            return await self._remote.manifest(repository, digest, size)
+        except ManifestUnknown as err:
+            raise PeerUnavailable(self.site, f"it has {digest} no more") from err
+
+
+@contextmanager
+def _weather(site: str) -> Iterator[None]:
+    try:
+        yield
+    except aio.AioRpcError as err:
+        raise error_of(site, err) from err
+    except (asyncio.InvalidStateError, aio.UsageError) as err:
+        # What grpc says of a call that has ended meanwhile.
+        raise PeerUnavailable(site, "the stream is over") from err
+
+
+def _read(site: str, read: Callable[[P], T], message: P) -> T:
+    try:
+        return read(message)
+    except ValueError as err:
+        raise FeedDamaged(site, str(err)) from err

@@ -1,0 +1,271 @@
+"""Apply changes: per repository in their order, repositories beside each other.
+
+A repository has a lane while there is something to do in it.  A change that can't be applied, or
+that takes longer than ten seconds, parks its repository: what waits in the lane and all that comes
+is left out, and the lane catches up from the state of the source instead.  Work that is merely slow
+goes on meanwhile, and holds back nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import structlog
+
+from node.change import Change
+from node.errors import MetadataUnavailable, RegistryError
+from node.keys import TagName
+from node.records import Cursor
+from node.reference import Repository
+from node.wire.feed_codec import Batch
+from replicator.apply import Applied, Parked, Result
+from replicator.book import Entered, Ledger, Parks
+from replicator.feed_client import FeedDamaged
+
+AT_ONCE: Final = 16
+CATCHING_UP: Final = 8
+OVERDUE_S: Final = 10.0
+# Changes that wait in all lanes; the feed is not read on beyond that.
+MOST_WAITING: Final = 2000
+# A catch-up that fails this often is left for later: the reason is likely the same for the rest.
+_FAILURES: Final = 5
+_KV_ATTEMPTS: Final = 3
+_KV_PAUSE_S: Final = 0.2
+
+_log = structlog.stdlib.get_logger(__name__)
+
+
+class Applying(Protocol):
+    """What applies a change; see `replicator.apply.Apply`."""
+
+    async def apply(self, change: Change) -> Result:
+        """Apply it, or say why not."""
+        ...
+
+
+@dataclass(slots=True)
+class _Waiting:
+    change: Change
+    entered: Entered
+
+
+class Lanes:
+    """The work on one source's changes.
+
+    `repository` gives all of one repository at the source; `news` is called when the book changed.
+    Its tasks run in `group`.
+    """
+
+    def __init__(
+        self,
+        group: asyncio.TaskGroup,
+        applying: Applying,
+        repository: Callable[[Repository], AsyncGenerator[Batch, None]],
+        *,
+        ledger: Ledger,
+        parks: Parks,
+        news: Callable[[], None],
+    ) -> None:
+        self._group = group
+        self._applying = applying
+        self._repository = repository
+        self.ledger = ledger
+        self.parks = parks
+        # Whether something was done that is worth remembering, since somebody cleared this.
+        self.moved = False
+        self._scanning = False
+        self._news = news
+        self._lanes: dict[Repository, deque[_Waiting]] = {}
+        self._waiting = 0
+        self._places = asyncio.Semaphore(AT_ONCE)
+        self._catching_up = asyncio.Semaphore(CATCHING_UP)
+        self._room = asyncio.Event()
+        self._hurried = asyncio.Event()
+        for name in parks.repositories:
+            self._lane(name)
+
+    # --- taking changes
+
+    def take(self, batch: Batch) -> None:
+        """Put a batch's changes into their lanes."""
+        changes = sorted(batch.changes, key=_order)
+        left_out = [c for c in changes if self.parks.get(c.name.repository)]
+        waiting = len(changes) - len(left_out)
+        for change in left_out:
+            self.parks.extend(change.name.repository, change.revision)
+        entered = self.ledger.enter(batch.revision, waiting, scanning=batch.scanning)
+        self._waiting += waiting
+        if self._scanning and not batch.scanning:
+            self.moved = True  # the cursor passes a whole scan
+        self._scanning = batch.scanning
+        for change in changes:
+            if not self.parks.get(change.name.repository):
+                self._lane(change.name.repository).append(_Waiting(change, entered))
+
+    async def room(self) -> None:
+        """Wait until there is room for more."""
+        while self._waiting >= MOST_WAITING:
+            self._room.clear()
+            await self._room.wait()
+
+    def begin_life(self, cursor: Cursor) -> None:
+        """The source lives anew: forget what waits, for all of it is told again."""
+        self.ledger = Ledger(cursor)
+        self.parks.renumber()
+        for lane in self._lanes.values():
+            lane.clear()
+        self._waiting = 0
+        self._room.set()
+
+    def hurry(self) -> None:
+        """Try everything that is parked now."""
+        for repository in self.parks.repositories:
+            self.parks.hurry(repository)
+        self._hurried.set()
+        self._hurried.clear()
+
+    def oldest(self) -> int | None:
+        """When the oldest change in a lane was written, in ms by its writer's clock, if known."""
+        written = [
+            value.ms
+            for lane in self._lanes.values()
+            for waiting in lane
+            for value in waiting.change.register.siblings.values()
+        ]
+        return min(written, default=None)
+
+    # --- lanes
+
+    def _lane(self, repository: Repository) -> deque[_Waiting]:
+        lane = self._lanes.get(repository)
+        if lane is None:
+            lane = self._lanes[repository] = deque()
+            self._group.create_task(self._run(repository, lane))
+        return lane
+
+    async def _run(self, repository: Repository, lane: deque[_Waiting]) -> None:
+        while True:
+            if self.parks.get(repository):
+                await self._catch_up(repository)
+            elif lane:
+                await self._next(repository, lane)
+            else:
+                del self._lanes[repository]
+                return
+
+    async def _next(self, repository: Repository, lane: deque[_Waiting]) -> None:
+        await self._places.acquire()
+        held = True
+        if not lane:  # a new life began meanwhile
+            self._places.release()
+            return
+        waiting = lane[0]
+
+        def let_go() -> None:
+            nonlocal held
+            if held:
+                held = False
+                self._places.release()
+
+        def overdue() -> None:
+            if lane and lane[0] is waiting:
+                self._park(repository, lane, f"still at work after {OVERDUE_S:g} s")
+            let_go()
+
+        timer = asyncio.get_running_loop().call_later(OVERDUE_S, overdue)
+        try:
+            result = await self._apply(waiting.change)
+        finally:
+            timer.cancel()
+            let_go()
+        self._ended(repository, lane, waiting, result)
+
+    def _ended(
+        self, repository: Repository, lane: deque[_Waiting], waiting: _Waiting, result: Result
+    ) -> None:
+        in_turn = bool(lane) and lane[0] is waiting
+        match result:
+            case Applied() if in_turn:
+                self._done(lane.popleft())
+            case Applied():
+                self.parks.hurry(repository)
+            case Parked(reason=reason) if in_turn:
+                self._park(repository, lane, reason)
+            case Parked(reason=reason):
+                self.parks.failed(repository, reason)
+
+    def _park(self, repository: Repository, lane: deque[_Waiting], reason: str) -> None:
+        revisions = [waiting.change.revision for waiting in lane]
+        _log.info("a repository is parked", repository=repository, reason=reason)
+        self.parks.park(repository, min(revisions), max(revisions), reason)
+        while lane:
+            self._done(lane.popleft())
+
+    def _done(self, waiting: _Waiting) -> None:
+        self._waiting -= 1
+        self._room.set()
+        self.ledger.done(waiting.entered)
+        self.moved = True
+        self._news()
+
+    async def _apply(self, change: Change) -> Result:
+        for _ in range(_KV_ATTEMPTS - 1):
+            try:
+                return await self._applying.apply(change)
+            except MetadataUnavailable:
+                await asyncio.sleep(_KV_PAUSE_S)
+            except Exception as err:  # noqa: BLE001 - one bad change must not stop all others
+                _log.exception("a change could not be applied", name=change.name)
+                return Parked(f"internal error: {type(err).__name__}")
+        return Parked("the metadata does not answer")
+
+    # --- catching up
+
+    async def _catch_up(self, repository: Repository) -> None:
+        await self._until_due(repository)
+        async with self._catching_up:
+            try:
+                as_of, failure = await self._from_state(repository)
+            except (RegistryError, FeedDamaged) as err:
+                as_of, failure = 0, str(err)
+        if failure:
+            self.parks.failed(repository, failure)
+        else:
+            self.parks.caught_up(repository, as_of)
+            _log.info("a parked repository is caught up", repository=repository, as_of=as_of)
+        self._news()
+
+    async def _from_state(self, repository: Repository) -> tuple[int, str]:
+        """Apply all that the source has: as of which revision, and what kept something from it."""
+        as_of, failures = 0, list[str]()
+        async with aclosing(self._repository(repository)) as batches:
+            async for batch in batches:
+                for change in sorted(batch.changes, key=_order):
+                    result = await self._apply(change)
+                    if isinstance(result, Parked):
+                        failures.append(result.reason)
+                    if len(failures) == _FAILURES:
+                        return 0, failures[0]
+                if not batch.scanning:
+                    as_of = batch.revision
+        if not as_of:
+            failures.append("the source ended its answer too early")
+        return as_of, failures[0] if failures else ""
+
+    async def _until_due(self, repository: Repository) -> None:
+        while (left := self.parks.due_in(repository)) > 0:
+            try:
+                async with asyncio.timeout(left):
+                    await self._hurried.wait()
+            except TimeoutError:
+                continue
+
+
+def _order(change: Change) -> tuple[int, bool]:
+    """As they were written; of one revision, manifests before tags."""
+    return change.revision, isinstance(change.name, TagName)
