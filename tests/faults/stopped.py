@@ -1,0 +1,62 @@
+"""What a site has on its disk, read behind its back: keys, values, files; whether it is sound."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+
+from node import keys
+from node.blobs import SessionId
+from node.digest import Digest
+from node.manifest import Manifest, parse_manifest
+from node.records import BlobRecord
+from node.wire import codec
+from tests.scenario.checker import State, check_site
+from tests.sites import Site
+
+
+def entries(site: Site) -> dict[bytes, bytes]:
+    """Every key of the site's KV with its value, of one moment; the site may be running."""
+    with closing(sqlite3.connect(f"file:{site.metadata}?mode=ro", uri=True)) as connection:
+        return dict(connection.execute("SELECT key, value FROM rows").fetchall())
+
+
+def sessions(held: Mapping[bytes, bytes]) -> set[SessionId]:
+    """The upload sessions among some entries."""
+    start, end, _ = keys.SESSIONS
+    return {keys.session_id(key) for key in held if start <= key < end}
+
+
+def files(site: Site) -> set[Path]:
+    """Every file and folder of the blob store."""
+    return {path.relative_to(site.blobs) for path in site.blobs.rglob("*")}
+
+
+def check(site: Site) -> State:
+    """See that a stopped site is sound: its metadata, and every blob's bytes.
+
+    Raises:
+        Violation: The metadata is not.
+        AssertionError: A record names a copy that is not there or has other bytes.
+    """
+    held = entries(site)
+
+    def manifest_of(digest: Digest) -> Manifest:
+        record = codec.decode_blob(held[keys.blob(digest)])
+        return parse_manifest(_copy(site, digest, record).read_bytes(), None)
+
+    state = check_site(held, manifest_of)
+    for digest, record in state.blobs.items():
+        content = _copy(site, digest, record).read_bytes()
+        found = hashlib.new(digest.algorithm, content).digest()
+        assert found == digest.raw, f"{site.name}: the bytes of {digest} are {found.hex()}"
+    return state
+
+
+def _copy(site: Site, digest: Digest, record: BlobRecord) -> Path:
+    encoded = digest.raw.hex()
+    shelf = site.blobs / digest.algorithm / encoded[:2]
+    return shelf / f"{encoded}.{record.generation}"
