@@ -8,7 +8,6 @@ before anything is done with it; nonsense is answered INVALID_ARGUMENT.
 from __future__ import annotations
 
 import asyncio
-import hmac
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Final, TypeVar
@@ -19,11 +18,12 @@ from grpc import StatusCode, aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]  # ships none
 from prometheus_client import Counter, Gauge
 
+from gateway.auth import Peers
 from gateway.feed_acks import Acks
 from gateway.feed_source import FeedSource
 from node import keys
 from node.config_models import Address, Peer
-from node.errors import RegistryError
+from node.errors import RegistryError, Unauthenticated
 from node.globs import Filter
 from node.kv import only
 from node.lifecycle import binding
@@ -63,8 +63,7 @@ class FeedServer:
             ConfigError: The address is in use, or this machine does not have it.
         """
         server = aio.server(options=LISTENER_OPTIONS)
-        peers = _Peers(self._peers, trusting=listen.is_loopback)
-        feed = _Feed(self._site, peers, self._streams, self._sent)
+        feed = _Feed(self._site, self._peers, self._streams, self._sent)
         add_FeedServicer_to_server(feed, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         with binding("grpc.listen", listen):
@@ -81,40 +80,13 @@ class FeedServer:
             await self._server.stop(None)
 
 
-class _Peers:
-    """Who may call. Without a secret: only a peer of this machine, at a listener of it."""
-
-    def __init__(self, peers: Sequence[Peer], *, trusting: bool) -> None:
-        self._known = {peer.site: peer for peer in peers}
-        self._secrets = {
-            peer.site: peer.secret.get_secret_value() for peer in peers if peer.secret is not None
-        }
-        self._trusting = trusting
-
-    async def caller(self, context: aio.ServicerContext[M, R]) -> Peer:
-        """The peer that calls; a call by anybody else ends here."""
-        sent = dict(context.invocation_metadata() or ())
-        name, token = _text(sent.get(SITE_HEADER)), _text(sent.get("authorization"))
-        peer = self._known.get(name)
-        secret = self._secrets.get(name)
-        if secret is not None or peer is None:
-            # In constant time, for unknown sites too: how much was right is nobody's to learn.
-            expected = f"Bearer {secret or ''}"
-            proven = hmac.compare_digest(token.encode(), expected.encode()) and peer is not None
-        else:
-            proven = self._trusting and peer.is_loopback
-        if peer is None or not proven:
-            _log.warning("a peer was turned away", claims=name, address=context.peer())
-            await context.abort(StatusCode.UNAUTHENTICATED, "unknown site, or wrong secret")
-        return peer
-
-
 class _Feed(FeedServicer):
     """The calls of feed.proto."""
 
-    def __init__(self, site: Site, peers: _Peers, streams: Gauge, sent: Counter) -> None:
+    def __init__(self, site: Site, peers: Sequence[Peer], streams: Gauge, sent: Counter) -> None:
         self._site = site
-        self._peers = peers
+        self._known = Peers(peers)
+        self._peers = {peer.site: peer for peer in peers}
         self._streams = streams
         self._sent = sent
 
@@ -124,7 +96,7 @@ class _Feed(FeedServicer):
         context: aio.ServicerContext[pb.HelloRequest, pb.HelloReply],
     ) -> pb.HelloReply:
         """Who is there."""
-        peer = await self._peers.caller(context)
+        peer = await self._caller(context)
         theirs = await _parsed(context, feed_codec.read_hello, request)
         if theirs.site != peer.site or theirs.protocol != PROTOCOL:
             ours = f"this is site {self._site.record.name}, protocol {PROTOCOL}"
@@ -141,11 +113,12 @@ class _Feed(FeedServicer):
         context: aio.ServicerContext[pb.ChangesRequest, pb.ChangeBatch],
     ) -> None:
         """Changes after a cursor, for ever; acks come back on the same stream."""
-        peer = await self._peers.caller(context)
+        peer = await self._caller(context)
         start = await self._start(requests, context)
         source = FeedSource(self._site, (_filter(peer), start.filter))
         acks = Acks(self._site, peer.site)
-        stream = _Stream(context, requests, acks, self._sent.labels(peer.site))
+        newest = await _done(context, self._site.kv.read([only(keys.SITE)]))
+        stream = _Stream(context, requests, acks, self._sent.labels(peer.site), newest.revision)
         with self._streams.labels(peer.site).track_inprogress():
             await _done(context, stream.run(source.changes(start.cursor)))
 
@@ -190,13 +163,24 @@ class _Feed(FeedServicer):
         context: aio.ServicerContext[pb.RepositoryRequest, pb.ChangeBatch],
     ) -> None:
         """All of one repository as it stands, manifests before tags."""
-        peer = await self._peers.caller(context)
+        peer = await self._caller(context)
         name, theirs = await _parsed(context, feed_codec.read_repository_request, request)
         source = FeedSource(self._site, (_filter(peer), theirs))
         await _done(context, _send(context, source.repository(name)))
 
+    async def _caller(self, context: aio.ServicerContext[M, R]) -> Peer:
+        """The peer that calls; a call by anybody else ends here."""
+        sent = dict(context.invocation_metadata() or ())
+        name, token = _text(sent.get(SITE_HEADER)), _text(sent.get("authorization"))
+        try:
+            self._known.verify_token(name, token)
+        except Unauthenticated as err:
+            _log.warning("a peer was turned away", claims=name, address=context.peer())
+            await context.abort(StatusCode.UNAUTHENTICATED, str(err))
+        return self._peers[name]
+
     async def _source(self, context: aio.ServicerContext[M, R]) -> FeedSource:
-        return FeedSource(self._site, (_filter(await self._peers.caller(context)),))
+        return FeedSource(self._site, (_filter(await self._caller(context)),))
 
 
 class _Stream:
@@ -208,12 +192,13 @@ class _Stream:
         requests: AsyncIterator[pb.ChangesRequest],
         acks: Acks,
         sent: Counter,
+        head: int,
     ) -> None:
         self._context = context
         self._requests = requests
         self._acks = acks
         self._sent = sent
-        self._head = 0
+        self._head = head
 
     async def run(self, batches: AsyncGenerator[Batch, None]) -> None:
         """Send batches until the peer leaves.
