@@ -52,6 +52,8 @@ class Peers:
         if secret is None:
             return
         scheme, _, token = authorization.partition(" ")
-        known = hmac.compare_digest(token.strip().encode(), secret.encode())
+        # What is no UTF-8 in a header comes as surrogates.
+        given = token.strip().encode("utf-8", "surrogateescape")
+        known = hmac.compare_digest(given, secret.encode())
         if scheme.lower() != "bearer" or not known:
             raise Unauthenticated("not the secret of this pair of sites")

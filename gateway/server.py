@@ -165,7 +165,7 @@ class _Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         if request.writer.output_size > 0:
             raise ConnectionResetError from exc
-        _log.info("request malformed", remote=request.remote, status=status, error=repr(exc))
+        _log.debug("request malformed", remote=request.remote, status=status, error=repr(exc))
         # The parser's message may quote what the client sent: a sentence of ours will do.
         said = "malformed request" if status < 500 else "internal error"
         response = render_unknown(status, said).response(self.always)

@@ -1,0 +1,230 @@
+"""A registry on fakes that answers real HTTP, and small images to push to it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Final
+
+import aiohttp
+from multidict import CIMultiDictProxy
+from prometheus_client import CollectorRegistry
+from yarl import URL
+
+from gateway.app import handlers
+from gateway.auth import Peers
+from gateway.headers import API_VERSION
+from gateway.server import Gate, HttpServer
+from node.config import Address, Config
+from node.content import Content
+from node.digest import Digest
+from node.manifest import OCI_INDEX, OCI_MANIFEST
+from node.metadata import Metadata
+from node.reads import JoinedReads
+from node.records import SiteRecord
+from node.site import Site
+from node.stamps import Decider, Stamps
+from node.telemetry import Metrics
+from tests.clock import Clock
+from tests.fake_blobs import MemoryBlobs
+from tests.fake_kv import MemoryKV
+from tests.ports import free_port
+
+REPOSITORY: Final = "team/app"
+CONFIG: Final = b"{}"
+LAYER: Final = bytes(range(256)) * 4
+OCI_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
+OCI_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
+JSON: Final = "application/json"
+
+
+def digest_of(content: bytes) -> str:
+    """The content's sha256 digest, as text."""
+    return str(Digest.of(content))
+
+
+def descriptor(content: bytes, media_type: str = OCI_LAYER) -> dict[str, Any]:
+    """What a manifest says about content."""
+    return {"mediaType": media_type, "digest": digest_of(content), "size": len(content)}
+
+
+def image(*layers: bytes, **more: object) -> bytes:
+    """An image manifest over the config and these layers, with other members."""
+    return json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": descriptor(CONFIG, OCI_CONFIG),
+            "layers": [descriptor(layer) for layer in layers],
+            **more,
+        }
+    ).encode()
+
+
+def index(*manifests: bytes, **more: object) -> bytes:
+    """An index of these image manifests, with other members."""
+    children = [descriptor(manifest, OCI_MANIFEST) for manifest in manifests]
+    return json.dumps(
+        {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": children, **more}
+    ).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back."""
+
+    status: int
+    headers: CIMultiDictProxy[str]
+    body: bytes
+
+    def json(self) -> Any:
+        """The body, parsed."""
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        """The code of the first error in the body."""
+        return str(self.json()["errors"][0]["code"])
+
+
+@dataclass(slots=True)
+class Served:
+    """A registry that answers on a port."""
+
+    site: Site
+    kv: MemoryKV
+    blobs: MemoryBlobs
+    port: int
+    stopping: asyncio.Event
+    clock: Clock
+    new_id: Callable[[], str]
+    metrics: CollectorRegistry
+    client: aiohttp.ClientSession
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | AsyncIterator[bytes] | None = None,
+        headers: Mapping[str, str] | Sequence[tuple[str, str]] = (),
+    ) -> Reply:
+        """Send a request whose path goes out as it is written; a body without length is chunked."""
+        url = URL(f"http://127.0.0.1:{self.port}{path}", encoded=True)
+        # aiohttp frowns on large bytes, not on large files.
+        data = io.BytesIO(body) if isinstance(body, bytes) and body else body
+        async with self.client.request(
+            method,
+            url,
+            data=data,
+            headers=dict(headers),
+            skip_auto_headers={"Content-Type"},
+            allow_redirects=False,
+        ) as answer:
+            return Reply(answer.status, answer.headers, await answer.read())
+
+    async def push_blob(self, content: bytes, repository: str = REPOSITORY) -> str:
+        """Push a blob in one request, and return its digest."""
+        digest = digest_of(content)
+        reply = await self.ask("POST", f"/v2/{repository}/blobs/uploads/?digest={digest}", content)
+        assert reply.status == 201, reply
+        return digest
+
+    async def push_manifest(
+        self, body: bytes, reference: str = "", repository: str = REPOSITORY
+    ) -> str:
+        """Push a manifest by tag, or by its digest, and return its digest."""
+        digest = digest_of(body)
+        media_type = json.loads(body).get("mediaType", OCI_MANIFEST)
+        path = f"/v2/{repository}/manifests/{reference or digest}"
+        reply = await self.ask("PUT", path, body, {"Content-Type": media_type})
+        assert reply.status == 201, reply
+        return digest
+
+    async def push_image(
+        self, tag: str = "v1", repository: str = REPOSITORY, **more: object
+    ) -> str:
+        """Push an image of one layer, and return its digest."""
+        for content in (CONFIG, LAYER):
+            await self.push_blob(content, repository)
+        return await self.push_manifest(image(LAYER, **more), tag, repository)
+
+    async def start_upload(self, repository: str = REPOSITORY) -> str:
+        """Begin an upload session, and return its location."""
+        reply = await self.ask("POST", f"/v2/{repository}/blobs/uploads/")
+        assert reply.status == 202, reply
+        return reply.headers["Location"]
+
+    @asynccontextmanager
+    async def connected(
+        self,
+    ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """A bare connection, for what no client would send."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+def _ids() -> Callable[[], str]:
+    numbers = count(1)
+    return lambda: f"id-{next(numbers)}"
+
+
+@asynccontextmanager
+async def served(
+    config: Config | None = None, beside: Served | None = None
+) -> AsyncIterator[Served]:
+    """Serve a registry on fakes with a configuration, but for its addresses.
+
+    With `beside`, it is another gateway of that one's site.
+    """
+    config = config or Config()
+    if beside is None:
+        clock, kv, blobs, new_id = Clock(), MemoryKV(), MemoryBlobs(), _ids()
+    else:
+        clock, kv, blobs, new_id = beside.clock, beside.kv, beside.blobs, beside.new_id
+    record = SiteRecord(config.site, "life")
+    reads = JoinedReads(kv)
+    grace_ms = config.collect.grace * 1000
+    stamps = Stamps(kv, record.actor, grace_ms=grace_ms, clock_ms=clock)
+    decider = Decider(kv, reads, stamps)
+    content = Content(
+        decider,
+        blobs,
+        new_id=new_id,
+        clock_ms=clock,
+        reserve_bytes=config.blobs.reserve.bytes_of,
+    )
+    metadata = Metadata(decider, new_id=new_id)
+    site = Site(record, kv, blobs, reads, decider, content, metadata)
+    always = {**API_VERSION, **config.http.headers}
+    stopping, metrics = asyncio.Event(), Metrics("gateway")
+    gate = Gate(
+        handlers(config, site, always),
+        Peers(config.peers),
+        always,
+        metrics,
+        stopping=stopping,
+        new_id=new_id,
+    )
+    server = HttpServer(gate, always)
+    port = free_port()
+    async with asyncio.TaskGroup() as group:
+        reading = group.create_task(reads.run())
+        try:
+            await server.start({"http.listen[0]": Address("127.0.0.1", port)})
+            async with aiohttp.ClientSession(auto_decompress=False) as client:
+                yield Served(
+                    site, kv, blobs, port, stopping, clock, new_id, metrics.registry, client
+                )
+        finally:
+            await server.stop()
+            reading.cancel()
