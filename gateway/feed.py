@@ -8,6 +8,7 @@ before anything is done with it; nonsense is answered INVALID_ARGUMENT.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Final, TypeVar
@@ -67,6 +68,9 @@ class FeedServer:
         add_FeedServicer_to_server(feed, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         with binding("grpc.listen", listen):
+            # A socket tells what is wrong; grpc only that it failed, and writes lines of its own.
+            family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+            socket.create_server((listen.host, listen.port), family=family).close()
             server.add_insecure_port(str(listen))
         await server.start()
         self._server = server
