@@ -7,7 +7,8 @@ of its writes, of whatever kind, so the lag is an upper bound of the keys that a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from node import keys
@@ -38,7 +39,13 @@ class PeerStatus:
     acked: int
 
 
-async def peers_status(kv: KV, peers: Sequence[Peer], now_ms: int) -> list[PeerStatus]:
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+async def peers_status(
+    kv: KV, peers: Sequence[Peer], *, clock_ms: Callable[[], int] = _now_ms
+) -> list[PeerStatus]:
     """The status of each peer, in their order, all as of one moment (of a few peers at a time).
 
     Raises:
@@ -51,7 +58,7 @@ async def peers_status(kv: KV, peers: Sequence[Peer], now_ms: int) -> list[PeerS
         site, *parts = (await kv.read(ranges)).ranges
         incarnation = codec.decode_site(site[0].value).incarnation if site else ""
         for n, peer in enumerate(some):
-            found.append(_status(peer, parts[4 * n : 4 * n + 4], incarnation, now_ms))
+            found.append(_status(peer, parts[4 * n : 4 * n + 4], incarnation, clock_ms()))
     return found
 
 

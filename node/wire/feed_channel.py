@@ -32,7 +32,7 @@ OPTIONS: Final[tuple[tuple[str, int], ...]] = (
 )
 LISTENER_OPTIONS: Final = (
     *OPTIONS,
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     # Else a second process could share the port, and nobody would notice.
     ("grpc.so_reuseport", 0),
 )
