@@ -26,7 +26,7 @@ from tests.ports import free_ports
 from tests.waiting import eventually
 
 PROGRAMS: Final = ("gateway", "replicator")
-START_S: Final = 30.0
+START_S: Final = 60.0
 STOP_S: Final = 30.0
 
 _HOST: Final = "127.0.0.1"
