@@ -46,10 +46,15 @@ class Remote:
         url: str,
         headers: Mapping[str, str],
     ) -> None:
-        self.site = site
+        self._site = site
         self._session = session
         self._url = url
         self._headers = headers
+
+    @property
+    def site(self) -> str:
+        """What errors call it."""
+        return self._site
 
     @asynccontextmanager
     async def blob(
@@ -71,9 +76,9 @@ class Remote:
                 case 404:
                     raise BlobUnknown(str(digest))
                 case 416:
-                    raise PeerLied(self.site, str(digest), f"fewer than {size} bytes")
+                    raise PeerLied(self._site, str(digest), f"fewer than {size} bytes")
                 case status:
-                    raise PeerUnavailable(self.site, f"answered {status} for a blob")
+                    raise PeerUnavailable(self._site, f"answered {status} for a blob")
             yield self._chunks(answer)
 
     async def manifest(self, repository: Repository, digest: Digest, size: int) -> bytes:
@@ -91,13 +96,13 @@ class Remote:
                 case 404:
                     raise ManifestUnknown(str(digest))
                 case status:
-                    raise PeerUnavailable(self.site, f"answered {status} for a manifest")
+                    raise PeerUnavailable(self._site, f"answered {status} for a manifest")
             body = bytearray()
             async for chunk in self._chunks(answer):
                 body += chunk
         found = Digest.of(body, digest.algorithm)
         if found != digest:
-            raise PeerLied(self.site, str(digest), str(found))
+            raise PeerLied(self._site, str(digest), str(found))
         return bytes(body)
 
     @asynccontextmanager
@@ -110,7 +115,7 @@ class Remote:
                 self._url + path, headers=headers, allow_redirects=False
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as err:
-            raise PeerUnavailable(self.site, _reason(err)) from err
+            raise PeerUnavailable(self._site, _reason(err)) from err
         try:
             yield answer
         finally:
@@ -125,18 +130,18 @@ class Remote:
         if start and answer.status == 206:
             said = answer.headers.get("Content-Range", "")
             if said != f"bytes {start}-{size - 1}/{size}":
-                raise PeerUnavailable(self.site, f"sent {said or 'no range'} from byte {start}")
+                raise PeerUnavailable(self._site, f"sent {said or 'no range'} from byte {start}")
         elif start or answer.status == 206:
-            raise PeerUnavailable(self.site, f"answered {answer.status} from byte {start}")
+            raise PeerUnavailable(self._site, f"answered {answer.status} from byte {start}")
         elif answer.content_length != size:
-            raise PeerLied(self.site, str(digest), f"{answer.content_length} bytes")
+            raise PeerLied(self._site, str(digest), f"{answer.content_length} bytes")
 
     async def _chunks(self, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         try:
             async for chunk in answer.content.iter_any():
                 yield chunk
         except (aiohttp.ClientError, TimeoutError, OSError) as err:
-            raise PeerUnavailable(self.site, _reason(err)) from err
+            raise PeerUnavailable(self._site, _reason(err)) from err
 
 
 def _reason(error: BaseException) -> str:

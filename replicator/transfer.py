@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 from prometheus_client import Counter
@@ -32,7 +32,6 @@ from node.errors import (
 )
 from node.manifest import Descriptor
 from node.reference import Repository
-from node.remote import Remote
 from replicator.turns import Turns
 
 # Up to here a blob goes through memory in one go: no session to come back to is worth its commit.
@@ -43,6 +42,21 @@ FULL_SHARE: Final = 0.9
 _FRUITLESS: Final = 3
 
 _log = structlog.stdlib.get_logger(__name__)
+
+
+class BlobSource(Protocol):
+    """Where bytes come from: `node.remote.Remote`."""
+
+    @property
+    def site(self) -> str:
+        """What errors call it."""
+        ...
+
+    def blob(
+        self, repository: Repository, digest: Digest, size: int, start: int = 0
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """The bytes of a blob from an offset to its end; see `Remote.blob`."""
+        ...
 
 
 @dataclass(slots=True)
@@ -78,7 +92,7 @@ class Transfer:
         self,
         content: Content,
         blobs: BlobStore,
-        remote: Remote,
+        source: BlobSource,
         flights: Flights,
         *,
         in_flight: int,
@@ -86,7 +100,7 @@ class Transfer:
     ) -> None:
         self._content = content
         self._blobs = blobs
-        self._remote = remote
+        self._source = source
         self._flights = flights
         self._turns = Turns(in_flight)
         self._received = received
@@ -115,7 +129,7 @@ class Transfer:
             await self._ensure(repository, wanted)
         except (NotFound, InvalidRequest) as err:
             # Ours to have caused, by a session that somebody else ended or went on with.
-            return PeerUnavailable(self._remote.site, f"{wanted.digest}: {err}")
+            return PeerUnavailable(self._source.site, f"{wanted.digest}: {err}")
         except Unavailable as err:
             return err
         return None
@@ -142,14 +156,14 @@ class Transfer:
     # --- small blobs
 
     async def _fetch_small(self, repository: Repository, wanted: Descriptor) -> None:
-        async with self._remote.blob(repository, wanted.digest, wanted.size) as chunks:
+        async with self._source.blob(repository, wanted.digest, wanted.size) as chunks:
             body = bytearray()
             async for chunk in chunks:
                 body += chunk
         self._received.inc(len(body))
         found = Digest.of(body, wanted.digest.algorithm)
         if found != wanted.digest:
-            raise PeerLied(self._remote.site, str(wanted.digest), str(found))
+            raise PeerLied(self._source.site, str(wanted.digest), str(found))
         upload = await self._content.start(repository)
         await self._content.finish(upload, wanted.digest, _once(bytes(body)))
 
@@ -165,12 +179,12 @@ class Transfer:
         except DigestMismatch as err:
             # Half of it may be what a crash left of our own; next time all of it is the peer's.
             if resumed:
-                raise PeerUnavailable(self._remote.site, "the parts of a blob do not fit") from err
-            raise PeerLied(self._remote.site, err.expected, err.actual) from err
+                raise PeerUnavailable(self._source.site, "the parts of a blob do not fit") from err
+            raise PeerLied(self._source.site, err.expected, err.actual) from err
         if upload.repository != repository and not await self._content.adopt(
             repository, wanted.digest
         ):
-            raise PeerUnavailable(self._remote.site, f"{wanted.digest} was here and went")
+            raise PeerUnavailable(self._source.site, f"{wanted.digest} was here and went")
 
     async def _session(self, repository: Repository, wanted: Descriptor) -> tuple[Upload, bool]:
         """The session that fetches this blob, with what stands of it; whether it is an old one."""
@@ -188,7 +202,7 @@ class Transfer:
         fruitless = 0
         while upload.offset < wanted.size:
             try:
-                async with self._remote.blob(
+                async with self._source.blob(
                     repository, wanted.digest, wanted.size, upload.offset
                 ) as chunks:
                     return await self._content.append(upload, self._rest(chunks, upload, wanted))
@@ -198,7 +212,7 @@ class Transfer:
                 fruitless = 0 if upload.offset > before else fruitless + 1
                 if fruitless == _FRUITLESS:
                     reason = f"{wanted.digest} is cut at byte {upload.offset} again and again"
-                    raise PeerUnavailable(self._remote.site, reason) from err
+                    raise PeerUnavailable(self._source.site, reason) from err
             except PeerLied:
                 await self._content.abort(upload)
                 raise
@@ -214,7 +228,7 @@ class Transfer:
                 offset += len(chunk)
                 if offset > wanted.size:
                     said = f"more than {wanted.size} bytes"
-                    raise PeerLied(self._remote.site, str(wanted.digest), said)
+                    raise PeerLied(self._source.site, str(wanted.digest), said)
                 self._received.inc(len(chunk))
                 yield chunk
         except PeerUnavailable as err:
