@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Final, TypeAlias
 
 import structlog
@@ -61,7 +62,7 @@ class Gate:
         self._new_id = new_id
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        """The response to any request whatever."""
+        """The response to any request whatever; while the process drains, its connection's last."""
         began = time.monotonic()
         endpoint: Endpoint | None = None
         error: Exception | None = None
@@ -156,6 +157,11 @@ class _Connection(web.RequestHandler):
 
     always: Mapping[str, str] = {}
 
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for its next request."""
+        return self._waiter is not None
+
     def handle_error(
         self,
         request: web.BaseRequest,
@@ -174,7 +180,10 @@ class _Connection(web.RequestHandler):
 
 
 class _Server(web.Server):
-    """aiohttp's server, with our connections."""
+    """aiohttp's server, with our connections, and a drain that lets uploads come in to their end.
+
+    aiohttp's own drops what a client still sends as soon as it begins to shut down.
+    """
 
     def __init__(self, gate: Gate, always: Mapping[str, str]) -> None:
         super().__init__(
@@ -186,18 +195,44 @@ class _Server(web.Server):
             lingering_time=LINGER_S,
         )
         self._always = always
+        self._open: set[web.RequestHandler] = set()
+        self._last_closed = asyncio.Event()
 
     def __call__(self) -> web.RequestHandler:
         connection = _Connection(self, loop=self._loop, **self._kwargs)
         connection.always = self._always
         return connection
 
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        self._open.add(handler)
+        self._last_closed.clear()
+
+    def connection_lost(
+        self, handler: web.RequestHandler, exc: BaseException | None = None
+    ) -> None:
+        super().connection_lost(handler, exc)
+        self._open.discard(handler)
+        if not self._open:
+            self._last_closed.set()
+
+    async def drain(self, limit_s: float) -> None:
+        """Close idle connections, and wait until each of the others has had its answer."""
+        for connection in list(self._open):
+            if isinstance(connection, _Connection) and connection.idle:
+                connection.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                if self._open:
+                    await self._last_closed.wait()
+
 
 class HttpServer:
     """The listeners of the registry's API."""
 
     def __init__(self, gate: Gate, always: Mapping[str, str]) -> None:
-        self._runner = web.ServerRunner(_Server(gate, always), shutdown_timeout=FINISH_S)
+        self._server = _Server(gate, always)
+        self._runner = web.ServerRunner(self._server, shutdown_timeout=1)
 
     async def start(self, listen: Mapping[str, Address]) -> None:
         """Listen on addresses, each by the key of the configuration that names it.
@@ -214,4 +249,7 @@ class HttpServer:
 
     async def stop(self) -> None:
         """Take no more connections, end idle ones, and wait for the requests under way."""
+        for site in self._runner.sites:
+            await site.stop()
+        await self._server.drain(FINISH_S)
         await self._runner.cleanup()
