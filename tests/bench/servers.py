@@ -39,7 +39,7 @@ class Server:
     @property
     def peak_bytes(self) -> int:
         """The most memory that its process has held so far."""
-        return _memory(self.pid, "VmHWM")
+        return peak_bytes(self.pid)
 
     def discard(self, digests: list[str]) -> None:
         """Free the disk of blobs that nobody will ask for again, behind the registry's back.
@@ -106,8 +106,9 @@ def _answers(port: int) -> bool:
     return True
 
 
-def _memory(pid: int, field: str) -> int:
+def peak_bytes(pid: int) -> int:
+    """The most memory that a process has held so far, the libraries in it included."""
     status = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(rf"^{field}:\s+(\d+) kB$", status, re.MULTILINE)
-    assert found, f"no {field} of process {pid}"
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    assert found, f"process {pid} says nothing of its memory"
     return int(found[1]) * 1024
