@@ -62,7 +62,10 @@ class SqliteKV:
             MetadataUnavailable: The file can't be opened or written now.
         """
         await asyncio.to_thread(prepare, path, clock())
-        return cls(path, clock)
+        try:
+            return cls(path, clock)
+        except OSError as error:
+            raise MetadataUnavailable(f"{path}: {error}") from error
 
     async def read(self, ranges: Sequence[Range]) -> Snapshot:
         """Answer at most 128 ranges from one moment, linearizably over all processes.

@@ -8,7 +8,6 @@ bounded.  No thread dies of an error: it answers with it and opens its connectio
 from __future__ import annotations
 
 import asyncio
-import random
 import sqlite3
 import threading
 import time
@@ -20,16 +19,13 @@ from typing import Any, Final, NamedTuple
 
 from node.errors import MetadataUnavailable
 from node.kv import Ok, Unknown
-from node.kv_sqlite_file import LOCK_S, busy, connect
+from node.kv_sqlite_file import LOCK_S, Turnstile, busy, connect, retry_pause
 from node.kv_sqlite_rows import Batch
 
 WAITING: Final = 10_000
-# A group commit holds the lock for this much; then another process's writer must find it free: it
-# polls, and a lock that is let go and taken again at once would starve it for seconds.
+# What one commit takes in at the most, for the sake of another process's writer.
 GROUP: Final = 64
 GROUP_S: Final = 0.005
-PAUSE_S: Final = 0.001
-RETRY_S: Final = 0.0005
 IDLE_S: Final = 0.5
 POLL_S: Final = 0.01
 # SQLite's own checkpoint starts at 4 MiB and gives way to readers; beyond this it no longer does.
@@ -173,6 +169,7 @@ class Writer(_Worker):
         self._clock = clock
         self._replies = replies
         self._news = news
+        self._turnstile = Turnstile(path.with_name(path.name + "-turn"))
         self._connection: sqlite3.Connection | None = None
         self._closing = False
         self._logged = False
@@ -188,10 +185,8 @@ class Writer(_Worker):
             if job is None:
                 break
             self._commit(job)
-            if not self._queue.empty():
-                time.sleep(PAUSE_S)
-        if self._connection is not None:
-            self._connection.close()
+        self._disconnect()
+        self._turnstile.close()
 
     def _commit(self, first: Job) -> None:
         """Commit what waits as one group; every one in it is answered."""
@@ -229,15 +224,16 @@ class Writer(_Worker):
         """Take the write lock, waiting 5 s at the most."""
         connection = self._connected()
         deadline = time.monotonic() + LOCK_S
-        while True:
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError as error:
-                if not busy(error) or time.monotonic() >= deadline:
-                    raise
-                time.sleep(RETRY_S * random.uniform(0.5, 1.0))
-            else:
-                return Batch(connection, self._clock())
+        with self._turnstile.passing():
+            while True:
+                try:
+                    connection.execute("BEGIN IMMEDIATE")
+                    break
+                except sqlite3.OperationalError as error:
+                    if not busy(error) or time.monotonic() >= deadline:
+                        raise
+                retry_pause()
+        return Batch(connection, self._clock())
 
     def _fill(self, batch: Batch, first: Job, group: list[tuple[Job, object]]) -> None:
         """Run jobs until none waits, or there are enough, or it takes too long."""
@@ -271,7 +267,7 @@ class Writer(_Worker):
 
     def _abandon(self, error: Exception, jobs: list[Job]) -> None:
         """Nothing of it is applied, and nothing will be."""
-        self._reopen()
+        self._disconnect()
         for job in jobs:
             self._replies.put(job, _refusal(error))
 
@@ -280,7 +276,7 @@ class Writer(_Worker):
 
         Who wrote nothing, or was told of what only this group wrote, is refused instead.
         """
-        self._reopen()
+        self._disconnect()
         for job, answer in group:
             if isinstance(answer, Ok):
                 self._replies.put(job, Unknown(str(error)))
@@ -289,12 +285,15 @@ class Writer(_Worker):
 
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None:
-            self._connection = connect(self._path, wait_s=0)
+            # Opening waits (another process may be closing, and hold everything); from then on the
+            # retries are our own.
+            self._connection = connect(self._path)
             self._connection.execute(CACHE)
+            self._connection.execute("PRAGMA busy_timeout = 0")
         return self._connection
 
-    def _reopen(self) -> None:
-        """Let go of the connection; what it had begun is rolled back."""
+    def _disconnect(self) -> None:
+        """Let go of the connection, to open another when needed; what it had begun is undone."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -308,7 +307,7 @@ class Writer(_Worker):
             if due.fetchall():
                 self._commit(Job(lambda _: None))
         except sqlite3.Error:
-            self._reopen()
+            self._disconnect()
         if self._logged:
             self._checkpoint()
 
@@ -327,7 +326,7 @@ class Writer(_Worker):
             ((blocked, *_),) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             connection.execute("PRAGMA busy_timeout = 0")
         except sqlite3.Error:
-            self._reopen()
+            self._disconnect()
             blocked = 1
         self._logged = bool(blocked)
         self._checkpoint_after = time.monotonic() + (1.0 if blocked else 0.0)

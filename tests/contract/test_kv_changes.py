@@ -120,15 +120,21 @@ async def test_a_cursor_from_the_future_is_refused(kv: KV) -> None:
 async def test_closing_ends_the_followers(kv: KV) -> None:
     """Who waits for changes hears that there will be none, and so does who asks later."""
     start = (await kv.read([])).revision
+    await put(kv, a=b"")
+    caught_up = asyncio.Semaphore(0)
 
     async def follow() -> None:
-        with pytest.raises(MetadataUnavailable):
-            async with following(kv, prefix(b"T/"), start) as stream:
+        async with following(kv, prefix(b"a"), start) as stream:
+            await next_entries(stream)
+            caught_up.release()
+            with pytest.raises(MetadataUnavailable):
                 await next_entries(stream)
 
     async with asyncio.TaskGroup() as tasks:
         waiting = [tasks.create_task(follow()) for _ in range(3)]
-        await asyncio.sleep(0)
+        for _ in waiting:
+            await caught_up.acquire()
+        await kv.read([prefix(b"a")])  # behind the last look of the followers
         await kv.close()
         async with asyncio.timeout(2):
             await asyncio.wait(waiting)
