@@ -116,17 +116,21 @@ def index_of(*children: Image) -> Image:
 
 @dataclass(slots=True)
 class Registry:
-    """One registry over HTTP; `sessions` are the uploads that it began and never saw end."""
+    """One registry over HTTP."""
 
     url: str
     http: aiohttp.ClientSession
-    steps: int = 0
 
     @classmethod
     def at(cls, url: str) -> Self:
-        """A client that has to be closed; must be made on a running loop."""
+        """A client that has to be closed; must be made on a running loop.
+
+        Each request has a connection of its own: on one in use aiohttp would silently try again,
+        and nobody could tell what the first attempt has done.
+        """
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-        return cls(url, aiohttp.ClientSession(timeout=timeout))
+        connector = aiohttp.TCPConnector(force_close=True)
+        return cls(url, aiohttp.ClientSession(timeout=timeout, connector=connector))
 
     async def __aenter__(self) -> Self:
         return self
@@ -142,7 +146,6 @@ class Registry:
 
     async def call(self, method: str, path: str, **options: Any) -> Answer:
         """Do one request, and read the answer whole."""
-        self.steps += 1
         if isinstance(body := options.get("data"), bytes):
             options["data"] = io.BytesIO(body)
         async with self.http.request(method, f"{self.url}{path}", **options) as answer:

@@ -12,7 +12,7 @@ from node import keys
 from node.blobs import SessionId
 from node.digest import Digest
 from node.manifest import Manifest, parse_manifest
-from node.records import BlobRecord
+from node.records import BlobRecord, UploadSession
 from node.wire import codec
 from tests.scenario.checker import State, check_site
 from tests.sites import Site
@@ -28,6 +28,11 @@ def sessions(held: Mapping[bytes, bytes]) -> set[SessionId]:
     """The upload sessions among some entries."""
     start, end, _ = keys.SESSIONS
     return {keys.session_id(key) for key in held if start <= key < end}
+
+
+def open_uploads(held: Mapping[bytes, bytes]) -> dict[SessionId, UploadSession]:
+    """The upload sessions among some entries, with what they hold."""
+    return {one: codec.decode_session(held[keys.session(one)]) for one in sessions(held)}
 
 
 def files(site: Site) -> set[Path]:
