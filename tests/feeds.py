@@ -1,0 +1,95 @@
+"""A feed over gRPC within a test: a real listener and a real dialler, over sites in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import TypeAlias
+
+from grpc import aio
+from pydantic import SecretStr
+
+from gateway.feed import FeedServer
+from node.config_models import Address, Peer
+from node.reads import JoinedReads
+from node.records import Cursor, SiteRecord
+from node.remote import Remote, new_session
+from node.site import Site
+from node.telemetry import Metrics
+from node.wire.feed_codec import Batch
+from replicator.feed_client import FeedClient, FeedStream
+from tests.model import Model
+from tests.ports import free_port
+
+# Held for all tests: else the last object of grpc to go joins its thread, on somebody's loop.
+aio.init_grpc_aio()
+
+Batches: TypeAlias = AsyncGenerator[Batch, None]
+
+
+def site_of(model: Model, name: str = "fra", incarnation: str = "1") -> Site:
+    """A site over a model's fakes."""
+    return Site(
+        SiteRecord(name, incarnation),
+        model.kv,
+        model.blobs,
+        JoinedReads(model.kv),
+        model.decider,
+        model.content,
+        model.metadata,
+    )
+
+
+def peer_at(
+    port: int, site: str, secret: str | None = None, repositories: Sequence[str] = ("**",)
+) -> Peer:
+    """A peer's configuration, with a secret that was read already."""
+    peer = Peer(
+        site=site,
+        http=f"http://127.0.0.1:{port + 1}",
+        grpc=Address("127.0.0.1", port),
+        repositories=tuple(repositories),
+    )
+    vars(peer)["secret"] = None if secret is None else SecretStr(secret)
+    return peer
+
+
+@asynccontextmanager
+async def served(site: Site, peers: Sequence[Peer], port: int) -> AsyncIterator[FeedServer]:
+    """The site's feed, until the body ends."""
+    server = FeedServer(site, peers, Metrics("gateway"))
+    await server.start(Address("127.0.0.1", port))
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+@asynccontextmanager
+async def dialled(peer: Peer, name: str = "nyc") -> AsyncIterator[FeedClient]:
+    """A client of a peer's feed, as the site of this name calls it."""
+    async with new_session() as session:
+        remote = Remote(session, peer.site, peer.http, {})
+        client = FeedClient(peer, SiteRecord(name, "life of " + name), remote)
+        try:
+            yield client
+        finally:
+            await client.close()
+
+
+@asynccontextmanager
+async def told(client: FeedClient, cursor: Cursor) -> AsyncIterator[tuple[FeedStream, Batches]]:
+    """An open stream of changes after a cursor, and its batches."""
+    async with client.changes(cursor) as stream, aclosing(stream.batches()) as batches:
+        yield stream, batches
+
+
+@asynccontextmanager
+async def feed(model: Model) -> AsyncIterator[FeedClient]:
+    """What site nyc sees of site fra's feed."""
+    port = free_port()
+    async with (
+        served(site_of(model), [peer_at(free_port(), "nyc")], port),
+        dialled(peer_at(port, "fra")) as client,
+    ):
+        yield client
