@@ -9,7 +9,7 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway.headers import Answer
+from gateway.answers import Answer
 from gateway.routes import Target
 from node.config_models import Peer
 from node.kv import KV

@@ -10,14 +10,17 @@ from functools import partial
 from aiohttp import web
 
 from gateway.admin import Admin
+from gateway.answers import Answer, Renderer
 from gateway.auth import Peers
 from gateway.blobs import Blobs
+from gateway.counts import Counts
 from gateway.feed import FeedServer
-from gateway.headers import API_VERSION, Answer
+from gateway.gate import Gate, Handler
+from gateway.headers import API_VERSION
 from gateway.manifests import Manifests
 from gateway.registry import Registry, Rules
 from gateway.routes import Endpoint, Target
-from gateway.server import Gate, Handler, HttpServer
+from gateway.server import HttpServer
 from gateway.tags import Lists
 from gateway.uploads import Uploads
 from node import keys
@@ -44,15 +47,17 @@ async def serve(config: Config, lifecycle: Lifecycle) -> None:
     lifecycle.spawn("reads", site.reads.run())
     metrics = Metrics("gateway")
     always = {**API_VERSION, **config.http.headers}
+    renderer, counts = Renderer(always), Counts()
+    metrics.registry.register(counts)
     gate = Gate(
         handlers(config, site, always),
         Peers(config.peers),
-        always,
-        metrics,
+        renderer,
+        counts,
         stopping=lifecycle.stopping,
         new_id=new_id,
     )
-    server = HttpServer(gate, always)
+    server = HttpServer(gate.answer, renderer)
     feed = FeedServer(site, config.peers, metrics)
     health = HealthServer(
         config.metrics.listen,

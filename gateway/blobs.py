@@ -7,8 +7,9 @@ from concurrent.futures import Executor
 
 from aiohttp import web
 
+from gateway.answers import Answer
 from gateway.bodies import describe_blob, send_blob
-from gateway.headers import Answer, etag, matches
+from gateway.headers import etag, matches
 from gateway.ranges import choose_spans
 from gateway.registry import Registry
 from gateway.routes import Target

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from gateway.headers import Answer, upload_headers
+from gateway.answers import Answer
+from gateway.headers import upload_headers
 from node.errors import (
     BlobDamaged,
     BlobUnknown,

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final
 from urllib.parse import quote, urlencode
-
-from aiohttp import web
 
 from node.digest import Digest
 from node.errors import PageInvalid
@@ -26,18 +24,6 @@ _CONTENT_RANGE: Final = re.compile(
 _NUMBER: Final = re.compile(r"[0-9]+")
 # Longer numbers than any page has: Python refuses to read thousands of digits.
 _MOST_DIGITS: Final = 9
-
-
-class Answer(NamedTuple):
-    """A response that is whole in memory."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes = b""
-
-    def response(self, always: Mapping[str, str]) -> web.Response:
-        """What aiohttp sends; `always` are the headers of every response."""
-        return web.Response(status=self.status, headers={**always, **self.headers}, body=self.body)
 
 
 def manifest_path(repository: Repository, digest: Digest) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from gateway.headers import Answer, etag, manifest_path, matches
+from gateway.answers import Answer
+from gateway.headers import etag, manifest_path, matches
 from gateway.incoming import read_manifest
 from gateway.registry import Registry
 from gateway.routes import Target

@@ -1,29 +1,22 @@
-"""The HTTP server: every request passes here, is routed, answered, counted; errors become answers.
+"""The HTTP listeners: aiohttp's low-level server, with limits and a drain of our own.
 
-Nothing is logged for a read that goes well; a write and an error get one line each.  What is not a
-`RegistryError` is a bug: it is logged with its traceback, and the client gets 500 and no more.
+What is no request at all is answered here, in the form of all other errors.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Final, TypeAlias
 
 import structlog
 from aiohttp import web
-from prometheus_client import Counter, Histogram
 
-from gateway.auth import Peers
-from gateway.errors import render, render_unknown
-from gateway.headers import Answer
-from gateway.routes import Endpoint, Target, endpoint_of, parse_target
+from gateway.answers import Renderer
+from gateway.errors import render_unknown
 from node.config import Address
-from node.errors import RegistryError
 from node.lifecycle import binding
-from node.telemetry import Metrics
 
 # H3: tokens with certificates in them, and lists of tags in a query, are longer than 8 KiB.
 MAX_LINE_BYTES: Final = 64 << 10
@@ -33,129 +26,15 @@ LINGER_S: Final = 5.0
 FINISH_S: Final = 20.0
 _BACKLOG: Final = 1024
 
-_NOTHING: Final = "none"
-_READS: Final = frozenset({"GET", "HEAD"})
-
-Handler: TypeAlias = Callable[[web.BaseRequest, Target], Awaitable[Answer | web.StreamResponse]]
+Answering: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 _log = structlog.stdlib.get_logger(__name__)
-
-
-class Gate:
-    """Answers requests; `always` are the headers of every response."""
-
-    def __init__(
-        self,
-        handlers: Mapping[Endpoint, Handler],
-        peers: Peers,
-        always: Mapping[str, str],
-        metrics: Metrics,
-        *,
-        stopping: asyncio.Event,
-        new_id: Callable[[], str],
-    ) -> None:
-        self._handlers = handlers
-        self._peers = peers
-        self._always = always
-        self._counts = _Counts(metrics)
-        self._stopping = stopping
-        self._new_id = new_id
-
-    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        """The response to any request whatever; while the process drains, its connection's last."""
-        began = time.monotonic()
-        endpoint: Endpoint | None = None
-        error: Exception | None = None
-        try:
-            self._peers.verify(request.headers)
-            target = parse_target(request.raw_path)
-            endpoint = endpoint_of(request.method, target)
-            answer = await self._handlers[endpoint](request, target)
-        except RegistryError as err:
-            answer, error = render(err, request.raw_path.partition("?")[0]), err
-        except ConnectionError:
-            raise  # the client left; aiohttp ends the connection
-        except Exception as err:  # noqa: BLE001 - a bug in one request must not end the others
-            answer, error = render_unknown(), err
-        if error is not None and request.writer.output_size:
-            # It had begun: cutting the connection is the only way left to say that it failed.
-            _log.error("response cut", path=request.raw_path, exc_info=error)
-            raise ConnectionResetError from error
-        response = answer.response(self._always) if isinstance(answer, Answer) else answer
-        if self._stopping.is_set():
-            response.force_close()
-        duration_s = time.monotonic() - began
-        self._counts.add(endpoint or _NOTHING, request, response, duration_s)
-        if error is not None or request.method not in _READS:
-            self._report(request, response, error, duration_s)
-        return response
-
-    def _report(
-        self,
-        request: web.BaseRequest,
-        response: web.StreamResponse,
-        error: Exception | None,
-        duration_s: float,
-    ) -> None:
-        status = response.status
-        if status == 404 and request.method in _READS:
-            return  # clients ask before every push
-        said = {
-            "method": request.method,
-            "path": request.raw_path,
-            "status": status,
-            "duration_s": round(duration_s, 4),
-            "remote": request.remote,
-        }
-        if error is None:
-            _log.info("request", **said)
-        elif status < 500:
-            _log.info("request refused", **said, error=str(error))
-        else:
-            request_id = self._new_id()
-            response.headers["X-Request-Id"] = request_id
-            trace = None if isinstance(error, RegistryError) else error
-            _log.error(
-                "request failed", **said, error=repr(error), request_id=request_id, exc_info=trace
-            )
-
-
-class _Counts:
-    """Metrics of requests; label look-ups are kept, as they cost more than counting."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._requests = metrics.counter(
-            "http_requests", "Requests answered.", "endpoint", "status"
-        )
-        self._durations = metrics.histogram(
-            "http_request_seconds", "From a request's head to its answer.", "endpoint"
-        )
-        self._in = metrics.counter("http_received_bytes", "Bytes of requests' bodies.")
-        self._out = metrics.counter("http_sent_bytes", "Bytes of responses' bodies.")
-        self._known: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
-
-    def add(
-        self, endpoint: str, request: web.BaseRequest, response: web.StreamResponse, s: float
-    ) -> None:
-        known = self._known.get((endpoint, response.status))
-        if known is None:
-            known = (
-                self._requests.labels(endpoint, response.status),
-                self._durations.labels(endpoint),
-            )
-            self._known[endpoint, response.status] = known
-        known[0].inc()
-        known[1].observe(s)
-        if received := request.content.total_bytes:
-            self._in.inc(received)
-        if request.method != "HEAD" and (sent := response.content_length):
-            self._out.inc(sent)
 
 
 class _Connection(web.RequestHandler):
     """A connection whose malformed requests are answered like all others."""
 
-    always: Mapping[str, str] = {}
+    renderer: Renderer
 
     @property
     def idle(self) -> bool:
@@ -174,9 +53,7 @@ class _Connection(web.RequestHandler):
         _log.debug("request malformed", remote=request.remote, status=status, error=repr(exc))
         # The parser's message may quote what the client sent: a sentence of ours will do.
         said = "malformed request" if status < 500 else "internal error"
-        response = render_unknown(status, said).response(self.always)
-        response.force_close()
-        return response
+        return self.renderer.response(render_unknown(status, said), close=True)
 
 
 class _Server(web.Server):
@@ -185,22 +62,22 @@ class _Server(web.Server):
     aiohttp's own drops what a client still sends as soon as it begins to shut down.
     """
 
-    def __init__(self, gate: Gate, always: Mapping[str, str]) -> None:
+    def __init__(self, answer: Answering, renderer: Renderer) -> None:
         super().__init__(
-            gate.answer,
+            answer,
             access_log=None,
             auto_decompress=False,
             max_line_size=MAX_LINE_BYTES,
             max_field_size=MAX_LINE_BYTES,
             lingering_time=LINGER_S,
         )
-        self._always = always
+        self._renderer = renderer
         self._open: set[web.RequestHandler] = set()
         self._last_closed = asyncio.Event()
 
     def __call__(self) -> web.RequestHandler:
         connection = _Connection(self, loop=self._loop, **self._kwargs)
-        connection.always = self._always
+        connection.renderer = self._renderer
         return connection
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
@@ -228,10 +105,10 @@ class _Server(web.Server):
 
 
 class HttpServer:
-    """The listeners of the registry's API."""
+    """Listens, and has each request answered by `answer`."""
 
-    def __init__(self, gate: Gate, always: Mapping[str, str]) -> None:
-        self._server = _Server(gate, always)
+    def __init__(self, answer: Answering, renderer: Renderer) -> None:
+        self._server = _Server(answer, renderer)
         self._runner = web.ServerRunner(self._server, shutdown_timeout=1)
 
     async def start(self, listen: Mapping[str, Address]) -> None:

@@ -8,7 +8,8 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway.headers import Answer, link, parse_page
+from gateway.answers import Answer
+from gateway.headers import link, parse_page
 from gateway.routes import Target
 from node.digest import Digest
 from node.manifest import OCI_INDEX

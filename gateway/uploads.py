@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from gateway.answers import Answer
 from gateway.headers import (
-    Answer,
     blob_path,
     parse_content_range,
     upload_headers,

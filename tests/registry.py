@@ -16,10 +16,13 @@ from multidict import CIMultiDictProxy
 from prometheus_client import CollectorRegistry
 from yarl import URL
 
+from gateway.answers import Renderer
 from gateway.app import handlers
 from gateway.auth import Peers
+from gateway.counts import Counts
+from gateway.gate import Gate
 from gateway.headers import API_VERSION
-from gateway.server import Gate, HttpServer
+from gateway.server import HttpServer
 from node.config import Address, Config
 from node.content import Content
 from node.digest import Digest
@@ -29,7 +32,6 @@ from node.reads import JoinedReads
 from node.records import SiteRecord
 from node.site import Site
 from node.stamps import Decider, Stamps
-from node.telemetry import Metrics
 from tests.clock import Clock
 from tests.fake_blobs import MemoryBlobs
 from tests.fake_kv import MemoryKV
@@ -206,25 +208,26 @@ async def served(
     metadata = Metadata(decider, new_id=new_id)
     site = Site(record, kv, blobs, reads, decider, content, metadata)
     always = {**API_VERSION, **config.http.headers}
-    stopping, metrics = asyncio.Event(), Metrics("gateway")
+    stopping = asyncio.Event()
+    renderer, counts = Renderer(always), Counts()
+    metrics = CollectorRegistry()
+    metrics.register(counts)
     gate = Gate(
         handlers(config, site, always),
         Peers(config.peers),
-        always,
-        metrics,
+        renderer,
+        counts,
         stopping=stopping,
         new_id=new_id,
     )
-    server = HttpServer(gate, always)
+    server = HttpServer(gate.answer, renderer)
     port = free_port()
     async with asyncio.TaskGroup() as group:
         reading = group.create_task(reads.run())
         try:
             await server.start({"http.listen[0]": Address("127.0.0.1", port)})
             async with aiohttp.ClientSession(auto_decompress=False) as client:
-                yield Served(
-                    site, kv, blobs, port, stopping, clock, new_id, metrics.registry, client
-                )
+                yield Served(site, kv, blobs, port, stopping, clock, new_id, metrics, client)
         finally:
             await server.stop()
             reading.cancel()

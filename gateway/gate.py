@@ -1,0 +1,122 @@
+"""Where every request passes: routed, answered, counted; errors become answers.
+
+Nothing is logged for a read that goes well; a write and an error get one line each.  What is not a
+`RegistryError` is a bug: it is logged with its traceback, and the client gets 500 and no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, TypeAlias
+
+import structlog
+from aiohttp import web
+
+from gateway.answers import Answer, Renderer
+from gateway.auth import Peers
+from gateway.counts import Counts
+from gateway.errors import render, render_unknown
+from gateway.routes import Endpoint, Target, endpoint_of, parse_target
+from node.errors import RegistryError
+
+_NOTHING: Final = "none"
+_READS: Final = frozenset({"GET", "HEAD"})
+
+Handler: TypeAlias = Callable[[web.BaseRequest, Target], Awaitable[Answer | web.StreamResponse]]
+
+_log = structlog.stdlib.get_logger(__name__)
+
+
+class Gate:
+    """Answers requests. `new_id` makes ids by which a failure is found in the log."""
+
+    def __init__(
+        self,
+        handlers: Mapping[Endpoint, Handler],
+        peers: Peers,
+        renderer: Renderer,
+        counts: Counts,
+        *,
+        stopping: asyncio.Event,
+        new_id: Callable[[], str],
+    ) -> None:
+        self._handlers = handlers
+        self._peers = peers
+        self._renderer = renderer
+        self._counts = counts
+        self._stopping = stopping
+        self._new_id = new_id
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The response to any request whatever; while the process drains, its connection's last."""
+        began = time.monotonic()
+        endpoint: Endpoint | None = None
+        error: Exception | None = None
+        try:
+            self._peers.verify(request.headers)
+            target = parse_target(request.raw_path)
+            endpoint = endpoint_of(request.method, target)
+            answer = await self._handlers[endpoint](request, target)
+        except RegistryError as err:
+            answer, error = render(err, request.raw_path.partition("?")[0]), err
+        except ConnectionError:
+            raise  # the client left; aiohttp ends the connection
+        except Exception as err:  # noqa: BLE001 - a bug in one request must not end the others
+            answer, error = render_unknown(), err
+        if error is not None and request.writer.output_size:
+            # It had begun: cutting the connection is the only way left to say that it failed.
+            _log.error("response cut", path=request.raw_path, exc_info=error)
+            raise ConnectionResetError from error
+        duration_s = time.monotonic() - began
+        self._counts.add(endpoint or _NOTHING, answer.status, duration_s)
+        if error is not None:
+            answer = self._report(request, answer, error)
+        elif request.method not in _READS:
+            _log.info("request", **_said(request, answer), duration_s=round(duration_s, 4))
+        return self._response(request, answer)
+
+    def _response(
+        self, request: web.BaseRequest, answer: Answer | web.StreamResponse
+    ) -> web.StreamResponse:
+        last = self._stopping.is_set()
+        if isinstance(answer, Answer):
+            sent = len(answer.body)
+            response: web.StreamResponse = self._renderer.response(answer, close=last)
+        else:
+            sent = answer.content_length or 0
+            response = answer
+            if last:
+                response.force_close()
+        received = request.content.total_bytes
+        self._counts.add_bytes(received, 0 if request.method == "HEAD" else sent)
+        return response
+
+    def _report(
+        self, request: web.BaseRequest, answer: Answer | web.StreamResponse, error: Exception
+    ) -> Answer | web.StreamResponse:
+        if answer.status >= 500 and isinstance(answer, Answer):
+            request_id = self._new_id()
+            trace = None if isinstance(error, RegistryError) else error
+            _log.error(
+                "request failed",
+                **_said(request, answer),
+                error=repr(error),
+                request_id=request_id,
+                exc_info=trace,
+            )
+            return answer._replace(headers={**answer.headers, "X-Request-Id": request_id})
+        # Clients ask before every push whether something is there: that it is not is no news.
+        if answer.status != 404 or request.method not in _READS:
+            _log.info("request refused", **_said(request, answer), error=str(error))
+        return answer
+
+
+def _said(request: web.BaseRequest, answer: Answer | web.StreamResponse) -> dict[str, object]:
+    return {
+        "method": request.method,
+        "path": request.raw_path,
+        "status": answer.status,
+        "remote": request.remote,
+    }
