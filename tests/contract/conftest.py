@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
+from node import kv_sqlite_threads
 from node.kv import KV
 from node.kv_sqlite import SqliteKV
 from tests.fake_kv import MemoryKV
@@ -34,13 +35,17 @@ class _Clock:
 
 
 @pytest.fixture(params=["memory", "sqlite"])
-async def stand(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stand]:
+async def stand(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Stand]:
     """Every adapter in turn, empty."""
     clock = _Clock()
     if request.param == "memory":
         memory = MemoryKV(clock=clock)
         yield Stand(memory, memory, clock.advance)
         return
+    # The disk of a test machine may stall for seconds, which is no matter of the contract.
+    monkeypatch.setattr(kv_sqlite_threads, "LOCK_S", 60.0)
     path = tmp_path / "metadata.db"
     kv = await SqliteKV.open(path, clock=clock)
     another = await SqliteKV.open(path, clock=clock)

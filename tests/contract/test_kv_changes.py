@@ -80,7 +80,7 @@ async def test_a_batch_is_bounded_and_never_splits_a_revision(kv: KV) -> None:
     """Some 500 entries at most, in revision order, each revision whole in one batch."""
     start = (await kv.read([])).revision
     for number in range(12):
-        await commit(kv, *(Put(b"T/%02d/%03d" % (number, part), b"") for part in range(90)))
+        await commit(kv, *(Put(b"T/%02d/%03d" % (99 - number, part), b"") for part in range(90)))
     batches: list[Changes] = []
     async with following(kv, prefix(b"T/"), start) as stream:
         while sum(len(batch.entries) for batch in batches) < 12 * 90:

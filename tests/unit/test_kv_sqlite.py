@@ -15,7 +15,7 @@ from node import kv_sqlite_file, kv_sqlite_threads
 from node.errors import MetadataUnavailable
 from node.kv import Absent, Exists, Ok, Put, Range, Unknown, prefix
 from node.kv_sqlite import SqliteKV, StorageUnsuitable
-from tests.kv_calls import commit, get, keys, must_get
+from tests.kv_calls import commit, following, get, keys, must_get, next_entries
 from tests.waiting import eventually
 
 
@@ -163,11 +163,18 @@ async def test_after_a_reboot_leases_have_their_whole_time_again(
     await after.close()
 
 
-async def test_the_log_stays_small(
-    kv: SqliteKV, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Under writes and reads without pause the log is used again; when idle it is empty."""
+async def test_the_log_stays_small(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though SQLite's own checkpoints never get through, the log is used again; idle it is empty."""
+    connect = kv_sqlite_file.connect
+
+    def starved(path: Path, *, query_only: bool = False) -> sqlite3.Connection:
+        connection = connect(path, query_only=query_only)
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        return connection
+
+    monkeypatch.setattr(kv_sqlite_threads, "connect", starved)
     monkeypatch.setattr(kv_sqlite_threads, "WAL_BYTES", 5 << 20)
+    kv = await SqliteKV.open(path)
     log = path.with_name(path.name + "-wal")
     lengths: list[int] = []
     rounds = 40
@@ -185,6 +192,26 @@ async def test_the_log_stays_small(
             lengths.append(log.stat().st_size)
     assert max(lengths) < 12 << 20
     await eventually(lambda: log.stat().st_size == 0, 20, "the log is empty")
+    await kv.close()
+
+
+async def test_a_follower_hears_of_its_own_process_at_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It need not wait for the next look at the file."""
+    kv = await SqliteKV.open(path)
+    start = await commit(kv, Put(b"a", b""))
+    monkeypatch.setattr(kv_sqlite_threads, "POLL_S", 3.0)
+    async with (
+        following(kv, prefix(b"a"), start, deadline_s=2) as stream,
+        asyncio.TaskGroup() as tasks,
+    ):
+        for number in range(5):
+            waiting = tasks.create_task(next_entries(stream))
+            await kv.read([prefix(b"a")])
+            await commit(kv, Put(b"a", b"%d" % number))
+            assert [entry.value for entry in await waiting] == [b"%d" % number]
+    await kv.close()
 
 
 # --- what befalls it
@@ -216,9 +243,9 @@ async def test_a_lock_that_is_not_let_go_is_weather(
     await commit(kv, Put(b"a", b""))
     holder = sqlite3.connect(path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
-    refused = await asyncio.gather(
-        *(kv.txn([], [Put(b"b", b"")]) for _ in range(100)), return_exceptions=True
-    )
+    calls = [kv.txn([], [Put(b"b", b"")]) for _ in range(100)]
+    async with asyncio.timeout(5):  # and not one after the other
+        refused = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(answer) for answer in refused} == {MetadataUnavailable}
     assert await get(kv, b"a") is not None
     holder.execute("ROLLBACK")
