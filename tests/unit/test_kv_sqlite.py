@@ -164,7 +164,7 @@ async def test_after_a_reboot_leases_have_their_whole_time_again(
 
 
 async def test_the_log_stays_small(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though SQLite's own checkpoints never get through, the log is used again; idle it is empty."""
+    """Though SQLite's own checkpoints never run, the log is used again; idle, it is empty."""
     connect = kv_sqlite_file.connect
 
     def starved(path: Path, *, query_only: bool = False) -> sqlite3.Connection:
