@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from tests.bench.compare import Row
@@ -34,22 +35,21 @@ class Report:
 
     def comparison(self) -> Table:
         """Both registries, side by side."""
-        table = Table(title=f"entrepot and {PEER}, medians of {len(self.rows[0].ours)} rounds")
+        rounds = len(self.rows[0].ours)
+        table = Table(title=f"entrepot and {PEER}, medians of {rounds} rounds", box=SIMPLE)
         table.add_column("workload")
-        for name in ("clients", "entrepot", PEER, "unit", "ratio", "spread"):
+        for name in ("clients", "entrepot", PEER.replace("-", "-\n"), "ratio", "spread"):
             table.add_column(name, justify="right")
         for before, row in zip((None, *self.rows), self.rows, strict=False):
             first = before is None or before.workload is not row.workload
-            if first and before is not None:
-                table.add_section()
             table.add_row(
-                row.workload.title if first else "",
+                f"{row.workload.title}, {row.workload.unit}" if first else "",
                 str(row.clients),
                 _figure(median(row.ours)),
                 _figure(median(row.theirs)),
-                row.workload.unit,
                 f"{row.ratio:.2f}",
                 f"{min(row.ratios):.2f}–{max(row.ratios):.2f}",
+                end_section=row.clients == self.rows[-1].clients,
             )
         peaks = ", ".join(f"{name} {size // _MIB} MiB" for name, size in self.peaks.items())
         table.caption = (
@@ -60,14 +60,14 @@ class Report:
 
     def replication(self) -> Table:
         """From a push's 201 to a pull's 200 at the other site."""
-        table = Table(title="replication: from 201 here to a whole pull there, images of 1 MiB")
-        for name in ("pushed at a time", "images", "p50", "p99", "longest"):
+        table = Table(title="from a push's 201 to a whole pull at the other site", box=SIMPLE)
+        for name in ("images of 1 MiB", "at a time", "p50", "p99", "longest"):
             table.add_column(name, justify="right")
         for delays in self.delays:
             times = (delays.percentile(50), delays.percentile(99), max(delays.seconds))
             table.add_row(
-                str(delays.clients),
                 str(len(delays.seconds)),
+                str(delays.clients),
                 *(f"{seconds * 1000:.0f} ms" for seconds in times),
             )
         return table

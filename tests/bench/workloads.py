@@ -142,17 +142,17 @@ class Workload:
     title: str
     load: Callable[[Bed], Load]
     amount: float = 1
-    unit: str = "/s"
+    unit: str = "1/s"
 
 
 WORKLOADS: Final = (
     Workload("get-64m", "blob GET 64 MiB", Bed.get_large, 64, "MiB/s"),
     Workload("get-1k", "blob GET 1 KiB", Bed.get_small),
-    Workload("put-64m", "blob PUT 64 MiB, as docker", Bed.put_large, 64, "MiB/s"),
-    Workload("put-64m-once", "blob PUT 64 MiB, as containerd", Bed.put_large_at_once, 64, "MiB/s"),
+    Workload("put-64m", "blob PUT 64 MiB (docker)", Bed.put_large, 64, "MiB/s"),
+    Workload("put-64m-once", "blob PUT 64 MiB (containerd)", Bed.put_large_at_once, 64, "MiB/s"),
     Workload("put-1k", "blob PUT 1 KiB", Bed.put_small),
     Workload("tag", "manifest GET by tag", Bed.get_tag),
     Workload("digest", "manifest GET by digest", Bed.get_digest),
-    Workload("push", "whole push, 3 x 1 MiB", Bed.push),
-    Workload("pull", "whole pull, 3 x 1 MiB", Bed.pull),
+    Workload("push", "push of 3 x 1 MiB", Bed.push),
+    Workload("pull", "pull of 3 x 1 MiB", Bed.pull),
 )
