@@ -37,6 +37,7 @@ _SAVE_S: Final = 1.0
 _LAST_SAVE_S: Final = 3.0
 # Revisions of the source that bring nothing for us are remembered this coarsely.
 _COARSE: Final = 1000
+_CLOCKS_DIFFER_MS: Final = 5000
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 5.0
 
@@ -138,6 +139,9 @@ class Follow:
         """Put batches into the lanes while the peer sends them; yield after each."""
         hello = await self._client.hello(self._clock_ms())
         self._ahead_ms = hello.ms - self._clock_ms()
+        if abs(self._ahead_ms) > _CLOCKS_DIFFER_MS:
+            # Clocks choose which of two concurrent pushes is shown, and nothing else.
+            _log.warning("clocks differ", peer=self._client.site, ahead_s=self._ahead_ms / 1000)
         if lanes.ledger.cursor.incarnation != hello.incarnation:
             lanes.begin_life(Cursor(hello.incarnation, 0))
         self._head, self._life = hello.revision, hello.incarnation

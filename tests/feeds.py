@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from grpc import aio
 from pydantic import SecretStr
@@ -16,7 +16,9 @@ from node.records import Cursor, SiteRecord
 from node.remote import Remote, new_session
 from node.site import Site
 from node.telemetry import Metrics
+from node.wire import feed_pb2 as pb
 from node.wire.feed_codec import Batch
+from node.wire.feed_pb2_grpc import FeedServicer, add_FeedServicer_to_server
 from replicator.feed_client import FeedClient, FeedStream
 from tests.model import Model
 from tests.ports import free_port
@@ -93,3 +95,45 @@ async def feed(model: Model) -> AsyncIterator[FeedClient]:
         dialled(peer_at(port, "fra")) as client,
     ):
         yield client
+
+
+class _Babbler(FeedServicer):
+    """A peer whose every answer is nonsense."""
+
+    async def Hello(self, request: Any, context: Any) -> pb.HelloReply:  # noqa: N802 - gRPC's
+        """No site."""
+        del request, context
+        return pb.HelloReply()
+
+    async def Changes(self, requests: Any, context: Any) -> AsyncIterator[pb.ChangeBatch]:  # noqa: N802 - gRPC's
+        """A change of no repository."""
+        del requests, context
+        yield pb.ChangeBatch(incarnation="1", changes=[pb.Change(tag="v1")], revision=1)
+
+    async def Have(self, request: Any, context: Any) -> pb.HaveReply:  # noqa: N802 - gRPC's
+        """No digest."""
+        del request, context
+        return pb.HaveReply(digests=[b"x"])
+
+    async def Keys(self, request: Any, context: Any) -> pb.KeysReply:  # noqa: N802 - gRPC's
+        """A change without a register."""
+        del request, context
+        return pb.KeysReply(changes=[pb.Change(repository="a", tag="b")])
+
+    async def Repository(self, request: Any, context: Any) -> AsyncIterator[pb.ChangeBatch]:  # noqa: N802 - gRPC's
+        """A batch of no life."""
+        del request, context
+        yield pb.ChangeBatch()
+
+
+@asynccontextmanager
+async def babbling() -> AsyncIterator[FeedClient]:
+    """What is seen of a peer that talks nonsense."""
+    port = free_port()
+    server = aio.server()
+    add_FeedServicer_to_server(_Babbler(), server)
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    async with dialled(peer_at(port, "fra")) as client:
+        yield client
+    await server.stop(None)

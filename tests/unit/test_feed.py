@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from itertools import pairwise
-from typing import Any
 
 import grpc
 import pytest
@@ -27,10 +25,10 @@ from node.wire import codec
 from node.wire import feed_pb2 as pb
 from node.wire.feed_channel import DIALLER_OPTIONS, SERVICE
 from node.wire.feed_codec import BATCH_BYTES, BATCH_CHANGES, Batch
-from node.wire.feed_pb2_grpc import FeedServicer, FeedStub, add_FeedServicer_to_server
+from node.wire.feed_pb2_grpc import FeedStub
 from replicator.feed_client import FeedClient, FeedDamaged
 from tests.fake_kv import MemoryKV
-from tests.feeds import dialled, feed, peer_at, served, site_of, told
+from tests.feeds import babbling, dialled, feed, peer_at, served, site_of, told
 from tests.model import OTHER, REPOSITORY, Model, image_body
 from tests.ports import free_port
 from tests.waiting import eventually
@@ -282,48 +280,6 @@ async def test_nonsense_is_answered_as_such(model: Model) -> None:
             await call.read()
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         await stub.Keys(pb.KeysRequest(), metadata=metadata)
-
-
-class _Babbler(FeedServicer):
-    """A peer whose every answer is nonsense."""
-
-    async def Hello(self, request: Any, context: Any) -> pb.HelloReply:  # noqa: N802 - gRPC's
-        """No site."""
-        del request, context
-        return pb.HelloReply()
-
-    async def Changes(self, requests: Any, context: Any) -> AsyncIterator[pb.ChangeBatch]:  # noqa: N802 - gRPC's
-        """A change of no repository."""
-        del requests, context
-        yield pb.ChangeBatch(incarnation="1", changes=[pb.Change(tag="v1")], revision=1)
-
-    async def Have(self, request: Any, context: Any) -> pb.HaveReply:  # noqa: N802 - gRPC's
-        """No digest."""
-        del request, context
-        return pb.HaveReply(digests=[b"x"])
-
-    async def Keys(self, request: Any, context: Any) -> pb.KeysReply:  # noqa: N802 - gRPC's
-        """A change without a register."""
-        del request, context
-        return pb.KeysReply(changes=[pb.Change(repository="a", tag="b")])
-
-    async def Repository(self, request: Any, context: Any) -> AsyncIterator[pb.ChangeBatch]:  # noqa: N802 - gRPC's
-        """A batch of no life."""
-        del request, context
-        yield pb.ChangeBatch()
-
-
-@asynccontextmanager
-async def babbling() -> AsyncIterator[FeedClient]:
-    """What is seen of a peer that talks nonsense."""
-    port = free_port()
-    server = aio.server()
-    add_FeedServicer_to_server(_Babbler(), server)
-    server.add_insecure_port(f"127.0.0.1:{port}")
-    await server.start()
-    async with dialled(peer_at(port, "fra")) as client:
-        yield client
-    await server.stop(None)
 
 
 async def test_a_peer_that_talks_nonsense_is_named() -> None:

@@ -23,10 +23,9 @@ from replicator import follow as follow_module
 from replicator.apply import Applied, Parked, Result
 from replicator.follow import Follow
 from tests.fake_kv import MemoryKV
-from tests.feeds import dialled, peer_at, served, site_of
+from tests.feeds import babbling, dialled, peer_at, served, site_of
 from tests.model import REPOSITORY, Model
 from tests.ports import free_port
-from tests.unit.test_feed import babbling
 from tests.waiting import eventually
 
 DEADLINE_S = 10.0
