@@ -7,6 +7,7 @@ from typing import Final
 
 from node import keys
 from node.keys import Name, TagName
+from node.kv import Entry
 from node.records import Action, Pushed
 from node.register import Register, merge
 from node.wire import codec
@@ -26,6 +27,7 @@ class Judge:
         self._sites = sites
         self._checked: dict[str, int] = {}
         self._cursors: dict[tuple[str, str], int] = {}
+        self._parks: dict[tuple[str, str], list[Entry]] = {}
 
     def wrote(self, site: SimSite, intent: Intent, key: bytes, before: Register[Pushed]) -> None:
         """A site has just written a register."""
@@ -63,9 +65,11 @@ class Judge:
         cursor = 0 if entry is None else codec.decode_cursor(entry.value).revision
         lane = (site.name, source.name)
         known = self._cursors.get(lane, 0)
-        if cursor == known:
+        parks = site.kv._stored.within(*keys.all_parked(source.name))
+        if cursor == known and parks == self._parks.get(lane, []):
             return
-        require(cursor > known, "the cursor {} goes back", lane)
+        self._parks[lane] = parks
+        require(cursor >= known, "the cursor {} goes back", lane)
         self._cursors[lane] = cursor
         for change in source.registers():
             if change.revision > cursor:

@@ -12,7 +12,7 @@ from itertools import count
 from typing import Protocol
 
 from node import keys
-from node.blob_transactions import Copy, blob_ranges, finish_upload, mount, standing, visible
+from node.blob_transactions import Copy, blob_ranges, finish_upload, hide, mount, standing, visible
 from node.blobs import Generation, SessionId
 from node.change import Change
 from node.clearing import clear, forget
@@ -46,8 +46,6 @@ from tests.fake_kv import MemoryKV
 from tests.scenario.checker import decode_register, parse_register, require
 from tests.scenario.images import BY_DIGEST, CONTENT, Image
 
-GRACE_MS = 4000
-
 
 class Network(Protocol):
     """What a site asks of the world around it."""
@@ -71,8 +69,11 @@ class Network(Protocol):
 class SimSite:
     """One site and all that runs there."""
 
-    def __init__(self, name: str, kv: MemoryKV, clock: Clock, network: Network) -> None:
+    def __init__(
+        self, name: str, kv: MemoryKV, clock: Clock, network: Network, *, grace_ms: int
+    ) -> None:
         self.name = name
+        self._grace_ms = grace_ms
         self.kv = kv
         self.clock = clock
         self.files: set[tuple[Digest, Generation]] = set()
@@ -82,7 +83,7 @@ class SimSite:
 
     def start(self) -> None:
         """Begin, or begin again after a crash: only the KV and the files are as they were."""
-        stamps = Stamps(self.kv, f"{self.name}#1", grace_ms=GRACE_MS, clock_ms=self.clock)
+        stamps = Stamps(self.kv, f"{self.name}#1", grace_ms=self._grace_ms, clock_ms=self.clock)
         self.decider = Decider(self.kv, self.kv, stamps)
         self.metadata = Metadata(self.decider, new_id=self.new_id)
         self.replica = Replica(self.decider, new_id=self.new_id)
@@ -120,7 +121,7 @@ class SimSite:
     async def stage(self, repository: Repository, digest: Digest) -> Copy:
         """Store bytes under a session, for a transaction that will name them."""
         session = SessionId(self.new_id())
-        value = codec.encode_session(UploadSession(repository, (), self.clock() + GRACE_MS))
+        value = codec.encode_session(UploadSession(repository, (), self.clock() + self._grace_ms))
 
         await self.decide(repository, lambda txn: txn.put(keys.session(session), value))
         generation = Generation(session)
@@ -188,6 +189,18 @@ class SimSite:
         push = Push(repository, image.digest, len(image.body), image.manifest, tags, op)
         await self.metadata.commit(push, copy)
         await self.discard(image.digest, copy)
+
+    async def hide(self, repository: Repository, digest: Digest) -> None:
+        """DELETE of a blob: T6."""
+        ranges, op = blob_ranges(repository, digest), self.new_id()
+        await self.decider.decide(
+            repository, lambda: self.decider.look(ranges), lambda txn: hide(txn, digest, op), op
+        )
+
+    async def mount(self, target: Repository, source: Repository, digest: Digest) -> None:
+        """Mount a blob from another repository: T2."""
+        ranges = blob_ranges(source, digest)
+        await self.decide(target, lambda txn: mount(txn, digest, source), ranges)
 
     async def pushed(self, repository: Repository, image: Image) -> bool:
         """HEAD of a manifest."""

@@ -14,8 +14,9 @@ from node.reference import Repository, Tag
 from tests.scenario.checker import require
 from tests.scenario.follower import Follower
 from tests.scenario.images import IMAGES
+from tests.scenario.profile import REPOSITORIES, Profile
 from tests.scenario.site import SimSite
-from tests.scenario.world import REPOSITORIES, Profile, World
+from tests.scenario.world import World
 
 _FAR = 100_000
 _CALM = Profile(faulty=False, strides=(_FAR,))

@@ -31,8 +31,9 @@ from node.transaction import Seen, Transaction
 from replicator import apply, plan
 from tests.scenario.checker import Violation
 from tests.scenario.follower import Follower
+from tests.scenario.profile import Profile
 from tests.scenario.stories import STORIES
-from tests.scenario.world import Profile, World
+from tests.scenario.world import World
 
 Patch = pytest.MonkeyPatch
 _SEEDS = 3000

@@ -13,7 +13,7 @@ import pytest
 from tests.scenario.stories import STORIES
 from tests.scenario.world import World
 
-_CHUNK = 250
+_CHUNK = 100
 _CHUNKS = -(-int(os.environ.get("ENTREPOT_SEEDS", "2000")) // _CHUNK)
 _SEED = os.environ.get("ENTREPOT_SEED")
 

@@ -9,11 +9,12 @@ what they have until nothing moves, and must be equal, sound, and what the oracl
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from node import keys
+from node.digest import Digest
 from node.errors import MetadataUnavailable, PeerUnavailable, RegistryError
 from node.keys import ManifestName, Name, TagName
 from node.kv import Guard, Op
@@ -28,47 +29,11 @@ from tests.scenario.checker import (
 )
 from tests.scenario.follower import Follower
 from tests.scenario.images import BY_DIGEST, IMAGES, Image
-from tests.scenario.judge import Judge
+from tests.scenario.judge import NEVER, Judge
 from tests.scenario.oracle import Intent
+from tests.scenario.profile import ANYTHING, MIXTURES, REPOSITORIES, STRIDES, TAGS, Profile, leaning
 from tests.scenario.site import SimSite
 from tests.scenario.watched_kv import WatchedKV
-
-REPOSITORIES: Final = (Repository("app"), Repository("lib/base"))
-TAGS: Final = (Tag("t"), Tag("u"))
-NEVER: Final[Register[Pushed]] = Register()
-
-# How often what happens; a profile may weigh anew.
-ACTIONS: Final = {
-    "push": 6,
-    "delete_manifest": 3,
-    "delete_tag": 1,
-    "follow": 9,
-    "retry": 3,
-    "relay": 4,
-    "collect": 2,
-    "tidy": 1,
-    "crash": 1,
-    "cut": 1,
-    "heal": 2,
-    "land": 2,
-    "wait": 2,
-}
-
-_MIXTURES: Final = ("c", "ci", "ci", "ci", "cix", "ks", "cdj", "cs", "cdsijxk")
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """What a history leans to; what is None, the seed decides."""
-
-    weights: Mapping[str, int] | None = None
-    images: str | None = None
-    faulty: bool | None = None
-    strides: tuple[int, ...] | None = None
-
-
-def _leaning(dice: random.Random) -> dict[str, int]:
-    return {name: weight * dice.choice([0, 1, 1, 1, 4]) for name, weight in ACTIONS.items()}
 
 
 class _Pause(Awaitable[None]):
@@ -88,7 +53,7 @@ class Task:
 class World:
     """One history."""
 
-    def __init__(self, seed: int, profile: Profile = Profile()) -> None:
+    def __init__(self, seed: int, profile: Profile = ANYTHING) -> None:
         dice = random.Random(seed)
         self.random = dice
         self.seed = seed
@@ -97,17 +62,19 @@ class World:
         self.tasks: list[Task] = []
         self.cuts: set[tuple[str, str]] = set()
         self.broken = False
+        self.settling = False
         self.faulty = dice.random() < 0.5 if profile.faulty is None else profile.faulty
-        self.weights = dict(profile.weights or _leaning(dice))
+        self.weights = dict(profile.weights or leaning(dice))
         # How far a task goes at a time: some histories are all races, some hardly any.
-        self.strides = profile.strides or dice.choice([(1, 1, 2, 3), (1, 2, 3, 8, 1000), (8, 1000)])
-        self.images = [IMAGES[name] for name in profile.images or dice.choice(_MIXTURES)]
+        self.strides = profile.strides or dice.choice(STRIDES)
+        self.images = [IMAGES[name] for name in profile.images or dice.choice(MIXTURES)]
+        self.grace_ms = dice.choice([500, 4_000, 60_000])
         self.sites = [self._site(name) for name in "ABC"]
         self.judge = Judge(self.sites)
 
     def _site(self, name: str) -> SimSite:
         clock = Clock(skew_ms=self.random.choice([0, 0, -5_000, 900_000]))
-        return SimSite(name, WatchedKV(self), clock, self)
+        return SimSite(name, WatchedKV(self), clock, self, grace_ms=self.grace_ms)
 
     # --- what sites ask of the world
 
@@ -116,8 +83,8 @@ class World:
         await _Pause()
 
     def chance(self, share: float) -> bool:
-        """Throw dice."""
-        return self.random.random() < share
+        """Throw dice; when all settles there is no more chance."""
+        return not self.settling and self.random.random() < share
 
     def peers(self, site: SimSite) -> Sequence[SimSite]:
         """The other sites, in a random order."""
@@ -164,7 +131,7 @@ class World:
         try:
             if self.random.random() < 0.6:
                 self._begin()
-            for _ in range(self.random.randrange(12, 60)):
+            for _ in range(self.random.randrange(15, 90)):
                 self._step()
             self.settle()
         except Exception as err:
@@ -186,7 +153,7 @@ class World:
             self._replicate(site, "follow", first, Follower(site, first, self).follow())
 
     def _step(self) -> None:
-        if self.tasks and self.random.random() < 0.6:
+        if self.tasks and self.random.random() < 0.5:
             self._advance(self.random.choice(self.tasks), self.random.choice(self.strides))
             return
         (name,) = self.random.choices(list(self.weights), list(self.weights.values()))
@@ -269,6 +236,17 @@ class World:
         label = f"delete {repository}:{tag}"
         work = site.metadata.delete_tag(repository, tag)
         self._client(site, Intent(label, frozenset({TagName(repository, tag)})), work)
+
+    def _hide(self, site: SimSite) -> None:
+        work = site.hide(self._repository(), self._blob())
+        self._client(site, Intent("hide"), work)
+
+    def _mount(self, site: SimSite) -> None:
+        work = site.mount(REPOSITORIES[1], REPOSITORIES[0], self._blob())
+        self._client(site, Intent("mount"), work)
+
+    def _blob(self) -> Digest:
+        return self.random.choice([d for image in self.images for d in image.blobs])
 
     def _client(self, site: SimSite, intent: Intent, work: Coroutine[Any, Any, None]) -> None:
         async def answered() -> None:
@@ -373,6 +351,7 @@ class World:
         """Faults stop; everything in work ends; the sites exchange until nothing moves."""
         self.trace.append("settle")
         self.faulty = False
+        self.settling = True
         self.cuts.clear()
         while self.tasks:
             self._advance(self.tasks[0], 100_000)
@@ -395,7 +374,8 @@ class World:
             for source in self.peers(site):
                 follower = Follower(site, source, self)
                 intent = Intent("settle", keeps=self._keeps(site, source))
-                self._finish(site, intent, follower.follow())
+                if self.judge.cursor(site, source) < _newest(source):
+                    self._finish(site, intent, follower.follow())
                 for entry in site.kv._stored.within(*keys.all_parked(source.name)):
                     behind = True
                     repository = keys.parked_repository(entry.key)
