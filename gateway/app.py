@@ -16,7 +16,7 @@ from gateway.blobs import Blobs
 from gateway.counts import Counts
 from gateway.feed import FeedServer
 from gateway.gate import Gate, Handler
-from gateway.headers import API_VERSION
+from gateway.headers import ALWAYS
 from gateway.manifests import Manifests
 from gateway.registry import Registry, Rules
 from gateway.routes import Endpoint, Target
@@ -46,7 +46,7 @@ async def serve(config: Config, lifecycle: Lifecycle) -> None:
     site = await stack.enter_async_context(opened(config))
     lifecycle.spawn("reads", site.reads.run())
     metrics = Metrics("gateway")
-    always = {**API_VERSION, **config.http.headers}
+    always = {**ALWAYS, **config.http.headers}
     renderer, counts = Renderer(always), Counts()
     metrics.registry.register(counts)
     gate = Gate(

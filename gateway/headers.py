@@ -15,8 +15,8 @@ from node.digest import Digest
 from node.errors import PageInvalid
 from node.reference import Repository
 
-# G1: old clients know a registry by it, on errors too.
-API_VERSION: Final = {"Docker-Distribution-API-Version": "registry/2.0"}
+# On every response, errors too. G1: old clients know a registry by its version.
+ALWAYS: Final = {"Docker-Distribution-API-Version": "registry/2.0", "Server": "entrepot"}
 
 _CONTENT_RANGE: Final = re.compile(
     r"(?:bytes )?([0-9]{1,19})-([0-9]{1,19})(?:/(?:[0-9]{1,19}|\*))?"

@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 
 import structlog
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
 
 from gateway.answers import Renderer
 from gateway.errors import render_unknown
@@ -40,6 +41,17 @@ class _Connection(web.RequestHandler):
     def idle(self) -> bool:
         """Whether it waits for its next request."""
         return self._waiter is not None
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        request = self._current_request
+        if request is not None and self._messages and not request.content.is_eof():
+            message = self._messages[-1][0]
+            if not isinstance(message, RawRequestMessage):
+                # The framing of this request's body broke.  aiohttp would answer that only once
+                # the request has ended, and nobody tells the request.
+                request.content.set_exception(web.RequestPayloadError(message.message))
+                self._lingering_time = 0.0
 
     def handle_error(
         self,

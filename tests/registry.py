@@ -21,7 +21,7 @@ from gateway.app import handlers
 from gateway.auth import Peers
 from gateway.counts import Counts
 from gateway.gate import Gate
-from gateway.headers import API_VERSION
+from gateway.headers import ALWAYS
 from gateway.server import HttpServer
 from node.config import Address, Config
 from node.content import Content
@@ -207,7 +207,7 @@ async def served(
     )
     metadata = Metadata(decider, new_id=new_id)
     site = Site(record, kv, blobs, reads, decider, content, metadata)
-    always = {**API_VERSION, **config.http.headers}
+    always = {**ALWAYS, **config.http.headers}
     stopping = asyncio.Event()
     renderer, counts = Renderer(always), Counts()
     metrics = CollectorRegistry()

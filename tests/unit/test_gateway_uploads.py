@@ -8,6 +8,7 @@ from typing import Final
 
 import pytest
 
+from gateway.incoming import Incoming
 from node.config import Config
 from node.digest import Algorithm, Digest
 from node.errors import StorageFull
@@ -293,6 +294,19 @@ async def _arrived(registry: Served) -> None:
     await eventually(lambda: bool(registry.blobs._pieces), 5, "the first bytes arrive")
 
 
+async def test_a_client_that_stalls(registry: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that sends nothing more is answered after a time, and may go on later (U36)."""
+    defaults = Incoming.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "idle_s", 0.05)
+    location = await registry.start_upload()
+    async with registry.connected() as (reader, writer):
+        writer.write(f"PATCH {location} HTTP/1.1\r\n{SIZED}".encode() + LAYER[:400])
+        answer = await reader.readuntil(b"}]}")
+        assert answer.split()[1] == b"400"
+    assert await _held(registry, location) == "0-399"
+
+
 @pytest.mark.parametrize("when", ["at once", "later"])
 async def test_broken_framing(registry: Served, when: str) -> None:
     """Chunks that can't be read are the client's fault, and it is told so."""
@@ -370,24 +384,3 @@ async def test_locations_of_a_site_with_a_public_url(row: str) -> None:
         assert location.startswith(f"https://hub.example:444{UPLOADS}")
         reply = await registry.ask("POST", f"{UPLOADS}?digest={BLOB}", LAYER)
         assert reply.headers["Location"] == f"https://hub.example:444{PLACE}"
-
-
-@pytest.mark.parametrize("row", ["B14-B15"])
-async def test_delete_blob(registry: Served, row: str) -> None:
-    """A deleted blob is gone at once from its repository, and from no other."""
-    await registry.push_blob(LAYER)
-    await registry.push_blob(LAYER, "other")
-    assert (await registry.ask("DELETE", PLACE)).status == 202
-    assert (await registry.ask("HEAD", PLACE)).status == 404
-    assert (await registry.ask("DELETE", PLACE)).status == 404
-    assert (await registry.ask("HEAD", f"/v2/other/blobs/{BLOB}")).status == 200
-
-
-@pytest.mark.parametrize("row", ["B15"])
-async def test_delete_a_blob_in_use(registry: Served, row: str) -> None:
-    """A blob that a live manifest needs stays, and the answer says why."""
-    await registry.push_image()
-    reply = await registry.ask("DELETE", PLACE)
-    assert (reply.status, reply.code) == (405, "UNSUPPORTED")
-    assert "in use" in reply.json()["errors"][0]["message"]
-    assert reply.headers["Allow"] == "GET, HEAD"
