@@ -40,7 +40,7 @@ class _Connection(web.RequestHandler):
     @property
     def idle(self) -> bool:
         """Whether it waits for its next request."""
-        return self._waiter is not None
+        return self._waiter is not None and not self._waiter.done()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -107,6 +107,7 @@ class _Server(web.Server):
 
     async def drain(self, limit_s: float) -> None:
         """Close idle connections, and wait until each of the others has had its answer."""
+        await asyncio.sleep(0)  # what was accepted last gets to wait for its request
         for connection in list(self._open):
             if isinstance(connection, _Connection) and connection.idle:
                 connection.close()
