@@ -113,8 +113,7 @@ class World:
 
     def wrote(self, kv: MemoryKV, intent: Intent, key: bytes, before: Register[Pushed]) -> None:
         """A register was written."""
-        site = next(site for site in self.sites if site.kv is kv)
-        self.judge.wrote(site, intent, key, before)
+        self.judge.wrote(next(s for s in self.sites if s.kv is kv), intent, key, before)
 
     def operation(self, op: str) -> None:
         """An operation was applied."""
