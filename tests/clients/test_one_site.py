@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import urllib.request
 from asyncio import to_thread
 from collections.abc import AsyncIterator, Iterator
@@ -25,12 +26,14 @@ MIB = 1 << 20
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     """A gateway of its own."""
-    one = Site("fra", tmp_path_factory.mktemp("one-site") / "fra", programs=("gateway",))
+    folder = tmp_path_factory.mktemp("one-site")
+    one = Site("fra", folder / "fra", programs=("gateway",))
     with ended(one):
         await one.start()
         yield one
         await one.stop_all()
         check(one)
+    shutil.rmtree(folder)  # it may be gigabytes, which pytest would keep
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +147,7 @@ async def _large(site: Site, skopeo: Client, folder: Path, size: int) -> None:
     name = f"{site.http}/large:v{size}"
     await tool.push_all(image.source, name)
     assert await tool.pull(name) == image.digest
+    shutil.rmtree(folder)
 
 
 def _small(folder: Path) -> Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
         await asyncio.gather(fra.stop_all(), nyc.stop_all())
         for site in (fra, nyc):
             check(site)
+    shutil.rmtree(folder)  # it may be gigabytes, which pytest would keep
 
 
 @pytest.fixture(autouse=True)
@@ -189,3 +191,4 @@ async def _large(pair: Pair, skopeo: Client, folder: Path, size: int, deadline_s
         await eventually(shown, deadline_s, "the image is at the other site")
     # skopeo hashes every byte that it pulls.
     assert await tool.pull(f"{there.http}/{name}") == image.digest
+    shutil.rmtree(folder)

@@ -55,9 +55,9 @@ def check(site: Site) -> State:
 
     state = check_site(held, manifest_of)
     for digest, record in state.blobs.items():
-        content = _copy(site, digest, record).read_bytes()
-        found = hashlib.new(digest.algorithm, content).digest()
-        assert found == digest.raw, f"{site.name}: the bytes of {digest} are {found.hex()}"
+        with _copy(site, digest, record).open("rb") as file:
+            found = hashlib.file_digest(file, digest.algorithm)
+        assert found.digest() == digest.raw, f"{site.name}: {digest} is {found.hexdigest()}"
     return state
 
 
