@@ -83,7 +83,7 @@ def handlers(config: Config, site: Site, always: Mapping[str, str]) -> Mapping[E
         manifest_bytes=config.limits.manifest_bytes,
         grace_ms=config.collect.grace * 1000,
     )
-    registry = Registry(site.content, site.metadata, rules, new_id=new_id)
+    registry = Registry(site.content, site.uploads, site.metadata, rules, new_id=new_id)
     public_url = config.http.public_url or ""
     manifests = Manifests(registry, public_url)
     blobs = Blobs(registry, _threads(site), always)

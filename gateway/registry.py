@@ -17,14 +17,16 @@ import structlog
 
 from node.blob_transactions import VisibleBlob
 from node.blobs import OpenBlob, SessionId
-from node.content import Content, Upload
+from node.content import Content
 from node.digest import Algorithm, Digest
 from node.errors import (
     BlobDamaged,
     BlobUnknown,
     DigestMismatch,
+    InvalidRequest,
     ManifestInvalid,
     ManifestUnknown,
+    NotFound,
     Unsupported,
     UploadUnknown,
 )
@@ -32,6 +34,7 @@ from node.manifest import Manifest, parse_manifest
 from node.manifest_transactions import Push
 from node.metadata import Metadata, Resolved
 from node.reference import Reference, Repository, Tag
+from node.uploads import Upload, Uploads
 
 _CACHE_BYTES: Final = 16 << 20
 # What comes from a client and is none of our ids need not reach the KV.
@@ -91,9 +94,16 @@ class Registry:
     """The use-cases of one site. `new_id` makes ids that are never used twice."""
 
     def __init__(
-        self, content: Content, metadata: Metadata, rules: Rules, *, new_id: Callable[[], str]
+        self,
+        content: Content,
+        uploads: Uploads,
+        metadata: Metadata,
+        rules: Rules,
+        *,
+        new_id: Callable[[], str],
     ) -> None:
         self._content = content
+        self._uploads = uploads
         self._metadata = metadata
         self._rules = rules
         self._new_id = new_id
@@ -170,9 +180,13 @@ class Registry:
                 # Nothing needs to be staged if the site has the body, or may not take it.
                 await self._metadata.commit(push)
                 return
-        copy = await self._content.stage(push.repository, body, push.digest)
-        await self._metadata.commit(push, copy, damaged)
-        await self._content.discard(push.digest, copy)
+        copy = await self._uploads.stage(push.repository, body, push.digest)
+        try:
+            await self._metadata.commit(push, copy, damaged)
+        except (InvalidRequest, NotFound):
+            await self._uploads.withdraw(push.digest, copy)
+            raise
+        await self._uploads.discard(push.digest, copy)
 
     async def delete_manifest(
         self, repository: Repository, reference: Reference, actor: str = ""
@@ -260,7 +274,7 @@ class Registry:
             StorageFull: There is no room for more.
         """
         self._require_writable()
-        return await self._content.start(repository)
+        return await self._uploads.start(repository)
 
     async def find_upload(self, repository: Repository, session_id: str) -> Upload:
         """An open upload session of the repository.
@@ -270,23 +284,23 @@ class Registry:
         """
         if not _SESSION_ID.fullmatch(session_id):
             raise UploadUnknown(session_id)
-        return await self._content.resume(repository, SessionId(session_id))
+        return await self._uploads.resume(repository, SessionId(session_id))
 
     async def append(self, upload: Upload, body: AsyncIterator[bytes]) -> Upload:
-        """Add bytes to an upload; see `Content.append`."""
+        """Add bytes to an upload; see `Uploads.append`."""
         self._require_writable()
-        return await self._content.append(upload, body)
+        return await self._uploads.append(upload, body)
 
     async def finish(
         self, upload: Upload, digest: Digest, body: AsyncIterator[bytes] | None
     ) -> None:
-        """Make the uploaded bytes a blob; see `Content.finish`."""
+        """Make the uploaded bytes a blob; see `Uploads.finish`."""
         self._require_writable()
-        await self._content.finish(upload, digest, body)
+        await self._uploads.finish(upload, digest, body)
 
     async def cancel(self, upload: Upload) -> None:
-        """End an upload and forget its bytes; see `Content.abort`."""
-        await self._content.abort(upload)
+        """End an upload and forget its bytes; see `Uploads.abort`."""
+        await self._uploads.abort(upload)
 
     # --- rules
 

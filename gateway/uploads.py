@@ -18,7 +18,6 @@ from gateway.headers import (
 from gateway.incoming import Incoming
 from gateway.registry import Registry
 from gateway.routes import Target
-from node.content import Upload
 from node.digest import Algorithm, Digest
 from node.errors import (
     DigestInvalid,
@@ -28,6 +27,7 @@ from node.errors import (
     UploadOutOfOrder,
 )
 from node.reference import Repository, parse_repository
+from node.uploads import Upload
 
 _EMPTY = frozenset({Digest.of(b"", algorithm) for algorithm in Algorithm})
 

@@ -1,75 +1,26 @@
-"""A site's blobs: who sees them, how they arrive, how they are let go.
+"""A site's blobs: who sees them, what is read of them, how they are let go.
 
-The records are the KV's, the bytes are the blob store's; this is where the two meet, and the order
-in which they are written is the promise: bytes durable, then the record (RELIABILITY 4).  A crash
-between the two leaves a file that nothing names, never a name without its file.
+A repository sees a blob by a reference or a visible pin; the record names the one copy that counts.
+How blobs arrive is node/uploads.py's.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
-from typing import Final
+from collections.abc import Callable
 
 from node import keys
-from node.blob_transactions import (
-    Copy,
-    VisibleBlob,
-    blob_ranges,
-    finish_upload,
-    hide,
-    mount,
-    visible,
-)
-from node.blobs import BlobStore, Generation, OpenBlob, Piece, SessionId
-from node.digest import Digest, Verifier
-from node.errors import (
-    BlobDamaged,
-    BlobUnknown,
-    BodyCut,
-    MetadataUnavailable,
-    StorageFull,
-    UploadOutOfOrder,
-    UploadUnknown,
-)
-from node.kv import Delete as DeleteKey
-from node.kv import Entry, Failed, Guard, Modified, Ok, Put, Unknown, only
-from node.records import UploadSession
+from node.blob_transactions import VisibleBlob, blob_ranges, hide, mount, visible
+from node.blobs import BlobStore, Generation, OpenBlob
+from node.digest import Digest
+from node.errors import BlobDamaged, BlobUnknown, MetadataUnavailable
+from node.kv import only
 from node.reference import Repository
 from node.stamps import Decider
-from node.transaction import Transaction
 from node.wire import codec
-
-# Running hashes of open uploads; an upload beyond that is hashed again when it ends.
-_HASHES: Final = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """An upload session as it stood when it was read or last written."""
-
-    session_id: SessionId
-    session: UploadSession
-    revision: int
-
-    @property
-    def repository(self) -> Repository:
-        """Where the blob will be visible."""
-        return self.session.repository
-
-    @property
-    def offset(self) -> int:
-        """The next byte."""
-        return self.session.offset
 
 
 class Content:
-    """The blobs of one site.
-
-    `new_id` makes ids that are never used twice, `reserve_bytes` says what stays free of a disk of
-    a given size, `session_ttl_ms` is how long an upload may rest.
-    """
+    """The blobs of one site. `new_id` makes ids that are never used twice."""
 
     def __init__(
         self,
@@ -78,16 +29,11 @@ class Content:
         *,
         new_id: Callable[[], str],
         clock_ms: Callable[[], int],
-        reserve_bytes: Callable[[int], int],
-        session_ttl_ms: int = 7 * 24 * 3600 * 1000,
     ) -> None:
         self._decider = decider
         self._blobs = blobs
         self._new_id = new_id
         self._clock_ms = clock_ms
-        self._reserve_bytes = reserve_bytes
-        self._session_ttl_ms = session_ttl_ms
-        self._hashes: dict[SessionId, tuple[int, Verifier]] = {}
 
     # --- reading
 
@@ -198,222 +144,6 @@ class Content:
             repository, lambda: self._decider.look(ranges), lambda txn: hide(txn, digest, op), op
         )
 
-    # --- upload sessions
-
-    async def ensure_room(self) -> None:
-        """Refuse to take more when the store is down to its reserve.
-
-        Raises:
-            StorageFull: It is.
-        """
-        usage = await self._blobs.usage()
-        if usage.free_bytes < self._reserve_bytes(usage.total_bytes):
-            raise StorageFull(usage.free_bytes)
-
-    async def start(self, repository: Repository, target: Digest | None = None) -> Upload:
-        """Begin an upload session.
-
-        Raises:
-            StorageFull: There is no room for more.
-        """
-        await self.ensure_room()
-        session_id = SessionId(self._new_id())
-        expires_ms = self._clock_ms() + self._session_ttl_ms
-        session = UploadSession(repository, (), expires_ms, target)
-        key = keys.session(session_id)
-        outcome = await self._decider.kv.txn([], [Put(key, codec.encode_session(session))])
-        if isinstance(outcome, Ok):
-            return Upload(session_id, session, outcome.revision)
-        # The id is nobody's yet: if the session was made, it only waits to expire.
-        raise MetadataUnavailable("the upload session could not be made")
-
-    async def resume(self, repository: Repository, session_id: SessionId) -> Upload:
-        """An open session of this repository.
-
-        Raises:
-            UploadUnknown: There is none of that id.
-        """
-        key = keys.session(session_id)
-        upload = _upload(session_id, (await self._decider.look([only(key)])).entry(key))
-        if upload is None or upload.repository != repository or self._is_over(upload):
-            raise UploadUnknown(session_id)
-        return upload
-
-    def _is_over(self, upload: Upload) -> bool:
-        return upload.session.expires_ms <= self._clock_ms()
-
-    async def fetching(self) -> dict[Digest, Upload]:
-        """The sessions by which replicators fetch, by what they fetch."""
-        entries = (await self._decider.look([keys.SESSIONS])).entries(keys.SESSIONS)
-        uploads = [_upload(keys.session_id(entry.key), entry) for entry in entries]
-        return {
-            upload.session.target: upload
-            for upload in uploads
-            if upload is not None and upload.session.target and not self._is_over(upload)
-        }
-
-    async def recover(self, upload: Upload) -> Upload:
-        """Take into a fetching session what a crash or a stop left of it, and nobody recorded.
-
-        The bytes are whatever reached the files; `finish` verifies the whole.
-
-        Raises:
-            UploadOutOfOrder, UploadUnknown: Somebody else goes on with the session, or ended it.
-        """
-        standing = await self._blobs.recover(upload.session_id)
-        for piece in standing[len(upload.session.pieces) :]:
-            upload = await self._record(upload, piece)
-        return upload
-
-    async def append(self, upload: Upload, body: AsyncIterator[bytes]) -> Upload:
-        """Add a request's body to the session; what arrived of a body that is cut stays.
-
-        Raises:
-            UploadOutOfOrder: Somebody else has added bytes meanwhile; these were dropped.
-            BodyCut: As the body raised it; the session has what came before.
-            StorageFull, StorageFailed: Nothing of the body was kept.
-        """
-        piece, cut = await self._receive(upload, body)
-        grown = await self._record(upload, piece)
-        if cut is not None:
-            raise cut
-        return grown
-
-    async def _receive(
-        self, upload: Upload, body: AsyncIterator[bytes]
-    ) -> tuple[Piece, BodyCut | None]:
-        hashed, verifier = self._hashes.pop(upload.session_id, (0, Verifier()))
-        known = hashed == upload.offset
-        pieces = upload.session.pieces
-        writer = self._blobs.piece(upload.session_id, len(pieces), verifier if known else None)
-        cut = None
-        try:
-            try:
-                async for chunk in body:
-                    await writer.write(chunk)
-            except BodyCut as err:
-                cut = err
-            piece = await writer.seal()
-        except asyncio.CancelledError:
-            # A replicator that stops leaves what it has fetched to `recover`.
-            if upload.session.target is None:
-                await writer.drop()
-            raise
-        except BaseException:
-            await writer.drop()
-            raise
-        if known:
-            self._remember(upload.session_id, upload.offset + piece.length, verifier)
-        return piece, cut
-
-    def _remember(self, session_id: SessionId, offset: int, verifier: Verifier) -> None:
-        while len(self._hashes) >= _HASHES:
-            self._hashes.pop(next(iter(self._hashes)))
-        self._hashes[session_id] = (offset, verifier)
-
-    async def _record(self, upload: Upload, piece: Piece) -> Upload:
-        """Append the piece to the session, if the session is still as it was."""
-        if piece.length == 0:
-            return upload
-        session = replace(
-            upload.session,
-            pieces=(*upload.session.pieces, piece),
-            expires_ms=self._clock_ms() + self._session_ttl_ms,
-        )
-        key = keys.session(upload.session_id)
-        guards = [_as_seen(upload)]
-        outcome = await self._decider.kv.txn(guards, [Put(key, codec.encode_session(session))])
-        if isinstance(outcome, Ok):
-            return Upload(upload.session_id, session, outcome.revision)
-        entry = (await self._decider.look([only(key)])).entry(key)
-        now = _upload(upload.session_id, entry)
-        if now is not None and piece in now.session.pieces:
-            return now  # the reply was lost, not the write
-        self._hashes.pop(upload.session_id, None)
-        if isinstance(outcome, Unknown):
-            raise MetadataUnavailable(outcome.reason)
-        if now is None:
-            raise UploadUnknown(upload.session_id)
-        raise UploadOutOfOrder(upload.session_id, now.offset)
-
-    async def finish(
-        self, upload: Upload, digest: Digest, body: AsyncIterator[bytes] | None = None
-    ) -> None:
-        """T1: make the session's bytes, and a last body, the blob `digest` of its repository.
-
-        Finishing the same content twice is not an error: the second copy is discarded.
-
-        Raises:
-            DigestMismatch: The bytes are not what was promised; the session is gone.
-            UploadOutOfOrder, UploadUnknown: Somebody else went on with, or ended, the session.
-            BodyCut: As the body raised it; the session has what came before.
-        """
-        pieces = upload.session.pieces
-        if body is not None or not pieces:
-            piece, cut = await self._receive(upload, _nothing() if body is None else body)
-            if cut is not None:
-                await self._record(upload, piece)
-                raise cut
-            pieces = (*pieces, piece) if piece.length or not pieces else pieces
-        await self._verify(upload, pieces, digest)
-        copy = await self._publish(upload.session_id, pieces, digest)
-        await self._settle(upload, digest, copy)
-
-    async def _verify(self, upload: Upload, pieces: tuple[Piece, ...], digest: Digest) -> None:
-        length = sum(piece.length for piece in pieces)
-        hashed, verifier = self._hashes.pop(upload.session_id, (-1, Verifier()))
-        if hashed != length or verifier.algorithm != digest.algorithm:
-            verifier = await self._blobs.hash(upload.session_id, pieces, digest.algorithm)
-        try:
-            verifier.verify(digest)
-        except BaseException:
-            await self.abort(upload)
-            raise
-
-    async def _publish(
-        self, session_id: SessionId, pieces: tuple[Piece, ...], digest: Digest
-    ) -> Copy:
-        generation = await self._blobs.publish(session_id, pieces, digest)
-        return Copy(session_id, generation, sum(piece.length for piece in pieces))
-
-    async def _settle(self, upload: Upload, digest: Digest, copy: Copy) -> None:
-        op = self._new_id()
-        ranges = [only(keys.session(upload.session_id)), only(keys.blob(digest))]
-        damaged = await self.damaged(digest)
-
-        def decision(txn: Transaction) -> bool:
-            now = _upload(upload.session_id, txn.seen.entry(ranges[0].start))
-            if now is not None and now.revision != upload.revision:
-                raise UploadOutOfOrder(upload.session_id, now.offset)
-            return finish_upload(txn, digest, copy, damaged, op)
-
-        await self._decider.decide(
-            upload.repository, lambda: self._decider.look(ranges), decision, op
-        )
-        await self.discard(digest, copy)
-
-    async def abort(self, upload: Upload) -> None:
-        """End the session and forget its bytes.
-
-        Raises:
-            UploadUnknown: It is over already.
-            UploadOutOfOrder: Somebody else has added to it meanwhile.
-        """
-        outcome = await self._decider.kv.txn(
-            [_as_seen(upload)], [DeleteKey(keys.session(upload.session_id))]
-        )
-        match outcome:
-            case Ok():
-                self._hashes.pop(upload.session_id, None)
-                await self._blobs.abort(upload.session_id)
-            case Failed(found=(None, *_)):
-                raise UploadUnknown(upload.session_id)
-            case Failed(found=(Entry() as entry, *_)):
-                offset = codec.decode_session(entry.value).offset
-                raise UploadOutOfOrder(upload.session_id, offset)
-            case _:
-                raise MetadataUnavailable("the upload session could not be ended")
-
     # --- copies
 
     async def damaged(self, digest: Digest) -> frozenset[Generation]:
@@ -431,37 +161,3 @@ class Content:
         except BlobDamaged:
             return True
         return False
-
-    async def stage(self, repository: Repository, body: bytes, digest: Digest) -> Copy:
-        """Publish a small body whose digest is known, for a transaction that will name it.
-
-        Its session is made before the copy has its name: the reaper of orphans looks there.
-        """
-        upload = await self.start(repository)
-        writer = self._blobs.piece(upload.session_id, 0)
-        await writer.write(body)
-        return await self._publish(upload.session_id, (await writer.seal(),), digest)
-
-    async def discard(self, digest: Digest, copy: Copy) -> None:
-        """After its transaction: remove a copy that no record names, and the session's rest."""
-        key = keys.blob(digest)
-        entry = (await self._decider.look([only(key)])).entry(key)
-        if entry is None or codec.decode_blob(entry.value).generation != copy.generation:
-            # Its session is gone, so nobody can name it any more.
-            await self._blobs.delete(digest, copy.generation)
-        await self._blobs.abort(copy.session)
-
-
-def _upload(session_id: SessionId, entry: Entry | None) -> Upload | None:
-    if entry is None:
-        return None
-    return Upload(session_id, codec.decode_session(entry.value), entry.modified)
-
-
-def _as_seen(upload: Upload) -> Guard:
-    return Modified(keys.session(upload.session_id), upload.revision)
-
-
-async def _nothing() -> AsyncIterator[bytes]:
-    return
-    yield b""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import aiohttp
@@ -36,6 +37,14 @@ def new_session() -> aiohttp.ClientSession:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class RemoteBlob:
+    """A blob as a registry sends it: its whole size in bytes, and what was asked for of it."""
+
+    size: int
+    chunks: AsyncIterator[bytes]
+
+
 class Remote:
     """One other registry: `site` is what errors call it, `url` its scheme, host and port."""
 
@@ -58,28 +67,32 @@ class Remote:
 
     @asynccontextmanager
     async def blob(
-        self, repository: Repository, digest: Digest, size: int, start: int = 0
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The bytes of a blob from an offset to its end.
+        self, repository: Repository, digest: Digest, start: int = 0
+    ) -> AsyncIterator[RemoteBlob]:
+        """The bytes of a blob from an offset to its end; none where it ends there.
 
+        How long it is, is the registry's to say: what a manifest says of it, its pusher made up.
         The iterator raises `PeerUnavailable` if the connection is cut, or brings nothing for 30 s.
 
         Raises:
             BlobUnknown: The registry does not have it, or does not show it.
-            PeerLied: It has a blob of another length by that name.
+            PeerLied: Its blob of that name is shorter than the offset.
             PeerUnavailable: No answer, or one that makes no sense.
         """
         async with self._get(f"/v2/{repository}/blobs/{digest}", start) as answer:
             match answer.status:
-                case 200 | 206:
-                    self._check_length(answer, digest, size, start)
+                case 200 if not start and answer.content_length is not None:
+                    yield RemoteBlob(answer.content_length, self._chunks(answer))
+                case 206 if start:
+                    yield RemoteBlob(self._whole_size(answer, start), self._chunks(answer))
                 case 404:
                     raise BlobUnknown(str(digest))
+                case 416 if answer.headers.get("Content-Range") == f"bytes */{start}":
+                    yield RemoteBlob(start, _nothing())
                 case 416:
-                    raise PeerLied(self._site, str(digest), f"fewer than {size} bytes")
+                    raise PeerLied(self._site, str(digest), f"fewer than {start} bytes")
                 case status:
-                    raise PeerUnavailable(self._site, f"answered {status} for a blob")
-            yield self._chunks(answer)
+                    raise PeerUnavailable(self._site, f"answered {status} from byte {start}")
 
     async def manifest(self, repository: Repository, digest: Digest, size: int) -> bytes:
         """The body of a manifest, verified.
@@ -91,8 +104,10 @@ class Remote:
         """
         async with self._get(f"/v2/{repository}/manifests/{digest}", 0) as answer:
             match answer.status:
+                case 200 if answer.content_length == size:
+                    pass
                 case 200:
-                    self._check_length(answer, digest, size, 0)
+                    raise PeerLied(self._site, str(digest), f"{answer.content_length} bytes")
                 case 404:
                     raise ManifestUnknown(str(digest))
                 case status:
@@ -124,17 +139,17 @@ class Remote:
             else:
                 answer.close()  # nobody wants the rest
 
-    def _check_length(
-        self, answer: aiohttp.ClientResponse, digest: Digest, size: int, start: int
-    ) -> None:
-        if start and answer.status == 206:
-            said = answer.headers.get("Content-Range", "")
-            if said != f"bytes {start}-{size - 1}/{size}":
-                raise PeerUnavailable(self._site, f"sent {said or 'no range'} from byte {start}")
-        elif start or answer.status == 206:
-            raise PeerUnavailable(self._site, f"answered {answer.status} from byte {start}")
-        elif answer.content_length != size:
-            raise PeerLied(self._site, str(digest), f"{answer.content_length} bytes")
+    def _whole_size(self, answer: aiohttp.ClientResponse, start: int) -> int:
+        """The size in the answer to a range, which must be the range that was asked for."""
+        said = answer.headers.get("Content-Range", "")
+        size = said.rpartition("/")[2]
+        if (
+            not size.isascii()
+            or not size.isdigit()
+            or said != f"bytes {start}-{int(size) - 1}/{size}"
+        ):
+            raise PeerUnavailable(self._site, f"sent {said or 'no range'} from byte {start}")
+        return int(size)
 
     async def _chunks(self, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         try:
@@ -142,6 +157,11 @@ class Remote:
                 yield chunk
         except (aiohttp.ClientError, TimeoutError, OSError) as err:
             raise PeerUnavailable(self._site, _reason(err)) from err
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    return
+    yield b""
 
 
 def _reason(error: BaseException) -> str:

@@ -24,6 +24,7 @@ from node.metadata import Metadata
 from node.reads import JoinedReads
 from node.records import SiteRecord
 from node.stamps import Decider, Stamps
+from node.uploads import Uploads
 from node.wire import codec
 
 
@@ -31,7 +32,7 @@ from node.wire import codec
 class Site:
     """Everything that a process of the site works on.
 
-    `reads` answers only while its `run` runs; `decider`, `content` and `metadata` read through it.
+    `reads` answers only while its `run` runs; `decider` and all that stands on it read through it.
     """
 
     record: SiteRecord
@@ -40,6 +41,7 @@ class Site:
     reads: JoinedReads
     decider: Decider
     content: Content
+    uploads: Uploads
     metadata: Metadata
 
 
@@ -70,19 +72,34 @@ async def opened(config: Config, *, clock_ms: Callable[[], int] = now_ms) -> Asy
             raise ConfigError(f"metadata.sqlite.path: {err}") from err
         stack.push_async_callback(kv.close)
         record = await _identity(kv, config.site)
-        reads = JoinedReads(kv)
-        grace_ms = config.collect.grace * 1000
-        stamps = Stamps(kv, record.actor, grace_ms=grace_ms, clock_ms=clock_ms)
-        decider = Decider(kv, reads, stamps)
-        content = Content(
-            decider,
-            blobs,
-            new_id=new_id,
-            clock_ms=clock_ms,
-            reserve_bytes=config.blobs.reserve.bytes_of,
-        )
-        metadata = Metadata(decider, new_id=new_id)
-        yield Site(record, kv, blobs, reads, decider, content, metadata)
+        yield assembled(config, record, kv, blobs, clock_ms=clock_ms)
+
+
+def assembled(
+    config: Config,
+    record: SiteRecord,
+    kv: KV,
+    blobs: BlobStore,
+    *,
+    clock_ms: Callable[[], int] = now_ms,
+    new_id: Callable[[], str] = new_id,
+) -> Site:
+    """The site model over open stores."""
+    reads = JoinedReads(kv)
+    grace_ms = config.collect.grace * 1000
+    stamps = Stamps(kv, record.actor, grace_ms=grace_ms, clock_ms=clock_ms)
+    decider = Decider(kv, reads, stamps)
+    content = Content(decider, blobs, new_id=new_id, clock_ms=clock_ms)
+    uploads = Uploads(
+        decider,
+        blobs,
+        content,
+        new_id=new_id,
+        clock_ms=clock_ms,
+        reserve_bytes=config.blobs.reserve.bytes_of,
+    )
+    metadata = Metadata(decider, new_id=new_id)
+    return Site(record, kv, blobs, reads, decider, content, uploads, metadata)
 
 
 async def _identity(kv: KV, name: str) -> SiteRecord:

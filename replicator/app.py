@@ -80,6 +80,7 @@ class Following:
         remote = Remote(self._session, peer.site, peer.http, headers)
         transfer = Transfer(
             site.content,
+            site.uploads,
             site.blobs,
             remote,
             self._flights,
@@ -88,7 +89,7 @@ class Following:
         )
         client = FeedClient(peer, site.record, remote)
         replica = Replica(site.decider, new_id=new_id)
-        apply = Apply(replica, client, transfer, Bodies(site.content))
+        apply = Apply(replica, client, transfer, Bodies(site.content, site.uploads))
         try:
             await Follow(site.kv, client, apply, leadership, clock_ms=now_ms).run()
         finally:

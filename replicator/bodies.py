@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 from node.content import Content
 from node.digest import Digest
 from node.errors import BlobDamaged, BlobUnknown, StorageFailed, UploadOutOfOrder, UploadUnknown
 from node.reference import Repository
+from node.uploads import Uploads
 
 
 class Bodies:
     """Reads and stores small blobs whole."""
 
-    def __init__(self, content: Content) -> None:
+    def __init__(self, content: Content, uploads: Uploads) -> None:
         self._content = content
+        self._uploads = uploads
 
     async def read(self, digest: Digest) -> bytes | None:
         """A body, verified, if the site has a sound copy of it.
@@ -35,12 +35,7 @@ class Bodies:
             StorageFull, StorageFailed: The blob store can't take it.
             MetadataUnavailable: The KV did not answer.
         """
-        upload = await self._content.start(repository)
         try:
-            await self._content.finish(upload, digest, _once(body))
+            await self._uploads.put(repository, digest, body)
         except (UploadUnknown, UploadOutOfOrder) as err:
             raise StorageFailed("the session of a manifest's body ended") from err
-
-
-async def _once(body: bytes) -> AsyncIterator[bytes]:
-    yield body

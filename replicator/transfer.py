@@ -18,7 +18,7 @@ import structlog
 from prometheus_client import Counter
 
 from node.blobs import BlobStore
-from node.content import Content, Upload
+from node.content import Content
 from node.digest import Digest
 from node.errors import (
     BodyCut,
@@ -32,6 +32,8 @@ from node.errors import (
 )
 from node.manifest import Descriptor
 from node.reference import Repository
+from node.remote import RemoteBlob
+from node.uploads import Upload, Uploads
 from replicator.turns import Turns
 
 # Up to here a blob goes through memory in one go: no session to come back to is worth its commit.
@@ -53,8 +55,8 @@ class BlobSource(Protocol):
         ...
 
     def blob(
-        self, repository: Repository, digest: Digest, size: int, start: int = 0
-    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        self, repository: Repository, digest: Digest, start: int = 0
+    ) -> AbstractAsyncContextManager[RemoteBlob]:
         """The bytes of a blob from an offset to its end; see `Remote.blob`."""
         ...
 
@@ -91,6 +93,7 @@ class Transfer:
     def __init__(
         self,
         content: Content,
+        uploads: Uploads,
         blobs: BlobStore,
         source: BlobSource,
         flights: Flights,
@@ -99,6 +102,7 @@ class Transfer:
         received: Counter,
     ) -> None:
         self._content = content
+        self._uploads = uploads
         self._blobs = blobs
         self._source = source
         self._flights = flights
@@ -143,10 +147,9 @@ class Transfer:
                 return
             async with self._turns.turn(repository):
                 await self._ensure_room()
-                if wanted.size <= SMALL_BYTES:
-                    await self._fetch_small(repository, wanted)
-                else:
-                    await self._fetch(repository, wanted)
+                small = wanted.size <= SMALL_BYTES
+                if not (small and await self._fetch_small(repository, digest)):
+                    await self._fetch(repository, digest)
 
     async def _ensure_room(self) -> None:
         usage = await self._blobs.usage()
@@ -155,85 +158,74 @@ class Transfer:
 
     # --- small blobs
 
-    async def _fetch_small(self, repository: Repository, wanted: Descriptor) -> None:
-        async with self._source.blob(repository, wanted.digest, wanted.size) as chunks:
+    async def _fetch_small(self, repository: Repository, digest: Digest) -> bool:
+        """Fetch it through memory; False if it is not small, whatever its manifest says."""
+        async with self._source.blob(repository, digest) as blob:
+            if blob.size > SMALL_BYTES:
+                return False
             body = bytearray()
-            async for chunk in chunks:
+            async for chunk in blob.chunks:
                 body += chunk
         self._received.inc(len(body))
-        found = Digest.of(body, wanted.digest.algorithm)
-        if found != wanted.digest:
-            raise PeerLied(self._source.site, str(wanted.digest), str(found))
-        upload = await self._content.start(repository)
-        await self._content.finish(upload, wanted.digest, _once(bytes(body)))
+        found = Digest.of(body, digest.algorithm)
+        if found != digest:
+            raise PeerLied(self._source.site, str(digest), str(found))
+        await self._uploads.put(repository, digest, bytes(body))
+        return True
 
     # --- large ones
 
-    async def _fetch(self, repository: Repository, wanted: Descriptor) -> None:
-        upload, resumed = await self._session(repository, wanted)
+    async def _fetch(self, repository: Repository, digest: Digest) -> None:
+        upload, resumed = await self._session(repository, digest)
         if upload.offset:
-            _log.info("resuming a blob", digest=str(wanted.digest), offset=upload.offset)
-        upload = await self._fill(upload, repository, wanted)
+            _log.info("resuming a blob", digest=str(digest), offset=upload.offset)
+        upload = await self._fill(upload, repository, digest)
         try:
-            await self._content.finish(upload, wanted.digest)
+            await self._uploads.finish(upload, digest)
         except DigestMismatch as err:
             # Half of it may be what a crash left of our own; next time all of it is the peer's.
             if resumed:
-                raise PeerUnavailable(self._source.site, "the parts of a blob do not fit") from err
+                reason = "the parts of a blob do not fit"
+                raise PeerUnavailable(self._source.site, reason) from err
             raise PeerLied(self._source.site, err.expected, err.actual) from err
-        if upload.repository != repository and not await self._content.adopt(
-            repository, wanted.digest
-        ):
-            raise PeerUnavailable(self._source.site, f"{wanted.digest} was here and went")
+        if upload.repository != repository and not await self._content.adopt(repository, digest):
+            raise PeerUnavailable(self._source.site, f"{digest} was here and went")
 
-    async def _session(self, repository: Repository, wanted: Descriptor) -> tuple[Upload, bool]:
+    async def _session(self, repository: Repository, digest: Digest) -> tuple[Upload, bool]:
         """The session that fetches this blob, with what stands of it; whether it is an old one."""
-        standing = (await self._content.fetching()).get(wanted.digest)
+        standing = (await self._uploads.fetching()).get(digest)
         if standing is None:
-            return await self._content.start(repository, wanted.digest), False
-        upload = await self._content.recover(standing)
-        if upload.offset <= wanted.size:
-            return upload, True
-        await self._content.abort(upload)
-        return await self._content.start(repository, wanted.digest), False
+            return await self._uploads.start(repository, digest), False
+        return await self._uploads.recover(standing), True
 
-    async def _fill(self, upload: Upload, repository: Repository, wanted: Descriptor) -> Upload:
+    async def _fill(self, upload: Upload, repository: Repository, digest: Digest) -> Upload:
         """Append to the session until it has all bytes; a cut costs a connection, not the bytes."""
         fruitless = 0
-        while upload.offset < wanted.size:
+        while True:
             try:
-                async with self._source.blob(
-                    repository, wanted.digest, wanted.size, upload.offset
-                ) as chunks:
-                    return await self._content.append(upload, self._rest(chunks, upload, wanted))
+                async with self._source.blob(repository, digest, upload.offset) as blob:
+                    return await self._uploads.append(upload, self._rest(blob, upload, digest))
             except BodyCut as err:
                 before = upload.offset
-                upload = await self._content.resume(upload.repository, upload.session_id)
+                upload = await self._uploads.resume(upload.repository, upload.session_id)
                 fruitless = 0 if upload.offset > before else fruitless + 1
                 if fruitless == _FRUITLESS:
-                    reason = f"{wanted.digest} is cut at byte {upload.offset} again and again"
+                    reason = f"{digest} is cut at byte {upload.offset} again and again"
                     raise PeerUnavailable(self._source.site, reason) from err
             except PeerLied:
-                await self._content.abort(upload)
+                await self._uploads.abort(upload)
                 raise
-        return upload
 
-    async def _rest(
-        self, chunks: AsyncIterator[bytes], upload: Upload, wanted: Descriptor
-    ) -> AsyncIterator[bytes]:
+    async def _rest(self, blob: RemoteBlob, upload: Upload, digest: Digest) -> AsyncIterator[bytes]:
         """The bytes that are missing, as a body for the session."""
         offset = upload.offset
         try:
-            async for chunk in chunks:
+            async for chunk in blob.chunks:
                 offset += len(chunk)
-                if offset > wanted.size:
-                    said = f"more than {wanted.size} bytes"
-                    raise PeerLied(self._source.site, str(wanted.digest), said)
+                if offset > blob.size:
+                    said = f"more than {blob.size} bytes"
+                    raise PeerLied(self._source.site, str(digest), said)
                 self._received.inc(len(chunk))
                 yield chunk
         except PeerUnavailable as err:
             raise BodyCut(offset - upload.offset) from err
-
-
-async def _once(body: bytes) -> AsyncIterator[bytes]:
-    yield body

@@ -38,6 +38,7 @@ def site_of(model: Model, name: str = "fra", incarnation: str = "1") -> Site:
         JoinedReads(model.kv),
         model.decider,
         model.content,
+        model.uploads,
         model.metadata,
     )
 

@@ -15,6 +15,7 @@ from node.manifest_transactions import Push
 from node.metadata import Metadata
 from node.reference import Repository, Tag
 from node.stamps import Decider, Stamps
+from node.uploads import Uploads
 from tests.fake_blobs import MemoryBlobs
 from tests.fake_kv import MemoryKV
 
@@ -43,8 +44,12 @@ class Model:
         stamps = Stamps(self.kv, self.site, grace_ms=GRACE_MS, clock_ms=lambda: self.time_ms)
         self.decider = Decider(self.kv, self.kv, stamps)
         self.content = Content(
+            self.decider, self.blobs, new_id=self.new_id, clock_ms=lambda: self.time_ms
+        )
+        self.uploads = Uploads(
             self.decider,
             self.blobs,
+            self.content,
             new_id=self.new_id,
             clock_ms=lambda: self.time_ms,
             reserve_bytes=lambda total: total // 20,
@@ -58,8 +63,7 @@ class Model:
     async def upload(self, content: bytes, repository: Repository = REPOSITORY) -> Digest:
         """Push a blob."""
         digest = Digest.of(content)
-        upload = await self.content.start(repository)
-        await self.content.finish(upload, digest, chunks(content))
+        await self.uploads.put(repository, digest, content)
         return digest
 
     async def push(
@@ -72,7 +76,7 @@ class Model:
     ) -> Digest:
         """Push a manifest, as a gateway does."""
         digest = Digest.of(body, algorithm)
-        copy = await self.content.stage(repository, body, digest)
+        copy = await self.uploads.stage(repository, body, digest)
         push = Push(
             repository,
             digest,
@@ -82,7 +86,7 @@ class Model:
             self.new_id(),
         )
         await self.metadata.commit(push, copy, await self.content.damaged(digest))
-        await self.content.discard(digest, copy)
+        await self.uploads.discard(digest, copy)
         return digest
 
     async def image(

@@ -24,14 +24,10 @@ from gateway.gate import Gate
 from gateway.headers import ALWAYS
 from gateway.server import HttpServer
 from node.config import Address, Config
-from node.content import Content
 from node.digest import Digest
 from node.manifest import OCI_INDEX, OCI_MANIFEST
-from node.metadata import Metadata
-from node.reads import JoinedReads
 from node.records import SiteRecord
-from node.site import Site
-from node.stamps import Decider, Stamps
+from node.site import Site, assembled
 from tests.clock import Clock
 from tests.fake_blobs import MemoryBlobs
 from tests.fake_kv import MemoryKV
@@ -194,19 +190,7 @@ async def served(
     else:
         clock, kv, blobs, new_id = beside.clock, beside.kv, beside.blobs, beside.new_id
     record = SiteRecord(config.site, "life")
-    reads = JoinedReads(kv)
-    grace_ms = config.collect.grace * 1000
-    stamps = Stamps(kv, record.actor, grace_ms=grace_ms, clock_ms=clock)
-    decider = Decider(kv, reads, stamps)
-    content = Content(
-        decider,
-        blobs,
-        new_id=new_id,
-        clock_ms=clock,
-        reserve_bytes=config.blobs.reserve.bytes_of,
-    )
-    metadata = Metadata(decider, new_id=new_id)
-    site = Site(record, kv, blobs, reads, decider, content, metadata)
+    site = assembled(config, record, kv, blobs, clock_ms=clock, new_id=new_id)
     always = {**ALWAYS, **config.http.headers}
     stopping = asyncio.Event()
     renderer, counts = Renderer(always), Counts()
@@ -223,7 +207,7 @@ async def served(
     server = HttpServer(gate.answer, renderer)
     port = free_port()
     async with asyncio.TaskGroup() as group:
-        reading = group.create_task(reads.run())
+        reading = group.create_task(site.reads.run())
         try:
             await server.start({"http.listen[0]": Address("127.0.0.1", port)})
             async with aiohttp.ClientSession(auto_decompress=False) as client:

@@ -54,96 +54,96 @@ async def test_a_finished_upload_is_visible_in_its_repository_only(model: Model)
 
 async def test_pieces_of_several_requests_become_one_blob(model: Model) -> None:
     """An upload may come in pieces, its end in the finishing request."""
-    upload = await model.content.start(REPOSITORY)
-    upload = await model.content.append(upload, chunks(b"he", b"l"))
-    upload = await model.content.append(upload, chunks(b"lo"))
+    upload = await model.uploads.start(REPOSITORY)
+    upload = await model.uploads.append(upload, chunks(b"he", b"l"))
+    upload = await model.uploads.append(upload, chunks(b"lo"))
     assert upload.offset == 5
-    await model.content.finish(upload, Digest.of(b"hello!"), chunks(b"!"))
+    await model.uploads.finish(upload, Digest.of(b"hello!"), chunks(b"!"))
     assert await model.content.read(Digest.of(b"hello!")) == b"hello!"
 
 
 async def test_another_process_may_go_on_with_an_upload(model: Model) -> None:
     """Nothing of an upload is in one gateway's memory only."""
-    upload = await model.content.start(REPOSITORY)
-    await model.content.append(upload, chunks(b"one"))
+    upload = await model.uploads.start(REPOSITORY)
+    await model.uploads.append(upload, chunks(b"one"))
     second = Model(model.kv, model.blobs, site="fra#2")
-    resumed = await second.content.resume(REPOSITORY, upload.session_id)
+    resumed = await second.uploads.resume(REPOSITORY, upload.session_id)
     assert resumed.offset == 3
-    await second.content.finish(resumed, Digest.of(b"onetwo"), chunks(b"two"))
+    await second.uploads.finish(resumed, Digest.of(b"onetwo"), chunks(b"two"))
     assert await model.content.read(Digest.of(b"onetwo")) == b"onetwo"
 
 
 async def test_a_digest_of_another_algorithm_is_hashed_again(model: Model) -> None:
     """sha512 may be asked for at the end, though sha256 ran meanwhile."""
     digest = Digest.of(b"hello", Algorithm.SHA512)
-    upload = await model.content.append(await model.content.start(REPOSITORY), chunks(b"hello"))
-    await model.content.finish(upload, digest)
+    upload = await model.uploads.append(await model.uploads.start(REPOSITORY), chunks(b"hello"))
+    await model.uploads.finish(upload, digest)
     assert (await model.content.stat(REPOSITORY, digest)).record.size == 5
 
 
 async def test_an_empty_blob_is_a_blob(model: Model) -> None:
     """A session without any byte finishes as the empty blob."""
     digest = Digest.of(b"")
-    await model.content.finish(await model.content.start(REPOSITORY), digest)
+    await model.uploads.finish(await model.uploads.start(REPOSITORY), digest)
     assert await model.content.read(digest) == b""
 
 
 async def test_the_wrong_digest_leaves_nothing_behind(model: Model) -> None:
     """A mismatch ends the session and shows no blob."""
-    upload = await model.content.start(REPOSITORY)
+    upload = await model.uploads.start(REPOSITORY)
     with pytest.raises(DigestMismatch):
-        await model.content.finish(upload, Digest.of(b"right"), chunks(b"wrong"))
+        await model.uploads.finish(upload, Digest.of(b"right"), chunks(b"wrong"))
     assert _sessions(model) == []
     assert not any(key.startswith(b"b/") for key in model.kv.entries())
     with pytest.raises(UploadUnknown):
-        await model.content.resume(REPOSITORY, upload.session_id)
+        await model.uploads.resume(REPOSITORY, upload.session_id)
 
 
 async def test_a_late_chunk_is_refused_and_dropped(model: Model) -> None:
     """Of two requests that began at one offset the second keeps nothing."""
-    stale = await model.content.start(REPOSITORY)
-    upload = await model.content.append(stale, chunks(b"abc"))
+    stale = await model.uploads.start(REPOSITORY)
+    upload = await model.uploads.append(stale, chunks(b"abc"))
     with pytest.raises(UploadOutOfOrder) as refused:
-        await model.content.append(stale, chunks(b"abc"))
+        await model.uploads.append(stale, chunks(b"abc"))
     assert refused.value.offset == 3
-    await model.content.finish(upload, Digest.of(b"abcd"), chunks(b"d"))
+    await model.uploads.finish(upload, Digest.of(b"abcd"), chunks(b"d"))
 
 
 async def test_a_stale_finish_is_refused(model: Model) -> None:
     """Finishing from an offset that has moved on says where the upload is."""
-    stale = await model.content.start(REPOSITORY)
-    await model.content.append(stale, chunks(b"abc"))
+    stale = await model.uploads.start(REPOSITORY)
+    await model.uploads.append(stale, chunks(b"abc"))
     with pytest.raises((UploadOutOfOrder, UploadUnknown)):
-        await model.content.finish(stale, Digest.of(b"xyz"), chunks(b"xyz"))
+        await model.uploads.finish(stale, Digest.of(b"xyz"), chunks(b"xyz"))
 
 
 async def test_what_arrived_of_a_cut_body_stays(model: Model) -> None:
     """A client that was cut off finds its bytes and goes on after them."""
-    upload = await model.content.start(REPOSITORY)
+    upload = await model.uploads.start(REPOSITORY)
     with pytest.raises(BodyCut):
-        await model.content.append(upload, _cut(b"abc"))
-    upload = await model.content.resume(REPOSITORY, upload.session_id)
+        await model.uploads.append(upload, _cut(b"abc"))
+    upload = await model.uploads.resume(REPOSITORY, upload.session_id)
     assert upload.offset == 3
     with pytest.raises(BodyCut):
-        await model.content.finish(upload, Digest.of(b"abcdef"), _cut(b"d"))
-    upload = await model.content.resume(REPOSITORY, upload.session_id)
-    await model.content.finish(upload, Digest.of(b"abcdef"), chunks(b"ef"))
+        await model.uploads.finish(upload, Digest.of(b"abcdef"), _cut(b"d"))
+    upload = await model.uploads.resume(REPOSITORY, upload.session_id)
+    await model.uploads.finish(upload, Digest.of(b"abcdef"), chunks(b"ef"))
 
 
 async def test_a_session_is_its_repositorys_and_ends(model: Model) -> None:
     """Another repository, an aborted and an expired session are all unknown."""
-    upload = await model.content.start(REPOSITORY)
+    upload = await model.uploads.start(REPOSITORY)
     with pytest.raises(UploadUnknown):
-        await model.content.resume(OTHER, upload.session_id)
-    await model.content.abort(upload)
+        await model.uploads.resume(OTHER, upload.session_id)
+    await model.uploads.abort(upload)
     with pytest.raises(UploadUnknown):
-        await model.content.abort(upload)
-    late = await model.content.start(REPOSITORY)
+        await model.uploads.abort(upload)
+    late = await model.uploads.start(REPOSITORY)
     model.time_ms = late.session.expires_ms
     with pytest.raises(UploadUnknown):
-        await model.content.resume(REPOSITORY, late.session_id)
+        await model.uploads.resume(REPOSITORY, late.session_id)
     with pytest.raises(UploadUnknown):
-        await model.content.resume(REPOSITORY, SessionId("never"))
+        await model.uploads.resume(REPOSITORY, SessionId("never"))
 
 
 async def test_the_same_blob_twice_is_stored_once(model: Model) -> None:
@@ -169,10 +169,10 @@ async def test_pushing_a_lost_blob_again_heals_it(model: Model) -> None:
 @pytest.mark.parametrize("nth", range(3))
 async def test_an_upload_survives_a_lost_reply(model: Model, fault: Fault, nth: int) -> None:
     """Whatever reply of the last two transactions is lost, the blob is there, whole, once."""
-    upload = await model.content.start(REPOSITORY)
+    upload = await model.uploads.start(REPOSITORY)
     digest = Digest.of(b"hello")
     model.kv.faults = once(*[None] * nth, fault)
-    await model.content.finish(upload, digest, chunks(b"hello"))
+    await model.uploads.finish(upload, digest, chunks(b"hello"))
     model.kv.faults = once()
     assert await model.content.read(digest) == b"hello"
     assert len(model.blobs.copies) == 1
@@ -181,19 +181,19 @@ async def test_an_upload_survives_a_lost_reply(model: Model, fault: Fault, nth: 
 
 async def test_a_lost_reply_to_an_append_keeps_the_piece(model: Model) -> None:
     """An append whose reply was lost is found in the session."""
-    upload = await model.content.start(REPOSITORY)
+    upload = await model.uploads.start(REPOSITORY)
     model.kv.faults = once(Fault.LOST_REPLY)
-    upload = await model.content.append(upload, chunks(b"abc"))
+    upload = await model.uploads.append(upload, chunks(b"abc"))
     assert upload.offset == 3
 
 
 async def test_a_ghost_of_an_upload_lands_once(model: Model) -> None:
     """A transaction that lands after its retry changes nothing."""
-    upload = await model.content.start(REPOSITORY)
+    upload = await model.uploads.start(REPOSITORY)
     digest = Digest.of(b"hello")
-    await model.content.append(upload, chunks())
+    await model.uploads.append(upload, chunks())
     model.kv.faults = once(None, None, Fault.GHOST)
-    await model.content.finish(upload, digest, chunks(b"hello"))
+    await model.uploads.finish(upload, digest, chunks(b"hello"))
     before = model.kv.entries()
     for _ in range(len(model.kv.ghosts)):
         model.kv.land()
@@ -273,7 +273,7 @@ async def test_a_full_store_takes_no_upload() -> None:
     model = Model(MemoryKV(), MemoryBlobs(capacity_bytes=100))
     await model.upload(b"x" * 96)
     with pytest.raises(StorageFull):
-        await model.content.start(REPOSITORY)
+        await model.uploads.start(REPOSITORY)
 
 
 async def test_what_says_that_an_operation_was_applied_goes_away() -> None:

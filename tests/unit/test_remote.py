@@ -35,8 +35,9 @@ async def _peer(answer: Answer) -> AsyncIterator[Remote]:
 
 
 async def _read(remote: Remote, start: int = 0) -> bytes:
-    async with remote.blob(REPOSITORY, DIGEST, SIZE, start) as chunks:
-        return b"".join([chunk async for chunk in chunks])
+    async with remote.blob(REPOSITORY, DIGEST, start) as blob:
+        assert blob.size == SIZE
+        return b"".join([chunk async for chunk in blob.chunks])
 
 
 def _fixed(status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> Answer:
@@ -84,13 +85,6 @@ async def test_other_answers_are_weather(status: int) -> None:
     assert caught.value.site == "fra"
 
 
-async def test_another_length_is_a_lie() -> None:
-    """A blob of another length can't be the one."""
-    async with _peer(_fixed(200, CONTENT[:-1])) as remote:
-        with pytest.raises(PeerLied):
-            await _read(remote)
-
-
 @pytest.mark.parametrize(
     "said",
     [
@@ -118,10 +112,33 @@ async def test_a_whole_answer_to_a_range_is_not_taken() -> None:
 
 
 async def test_a_range_beyond_the_end_is_a_lie() -> None:
-    """416 says that the blob is shorter than it should be."""
-    async with _peer(_fixed(416)) as remote:
+    """416 says that the blob is shorter than what we have of it."""
+    shorter = {"Content-Range": "bytes */9"}
+    async with _peer(_fixed(416, headers=shorter)) as remote:
         with pytest.raises(PeerLied):
             await _read(remote, 10)
+
+
+async def test_nothing_is_left_at_the_end() -> None:
+    """Resuming at the very end is no error: there is nothing more."""
+    end = {"Content-Range": f"bytes */{SIZE}"}
+    async with _peer(_fixed(416, headers=end)) as remote:
+        assert await _read(remote, SIZE) == b""
+
+
+async def test_a_length_that_is_not_said_is_not_taken() -> None:
+    """Without a length, a cut could not be told from the end."""
+
+    async def chunked(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        await response.write(CONTENT)
+        return response
+
+    async with _peer(chunked) as remote:
+        with pytest.raises(PeerUnavailable):
+            await _read(remote)
 
 
 async def test_a_cut_body_brings_what_came_first() -> None:
@@ -138,8 +155,8 @@ async def test_a_cut_body_brings_what_came_first() -> None:
     received = bytearray()
 
     async def read(remote: Remote) -> None:
-        async with remote.blob(REPOSITORY, DIGEST, SIZE) as chunks:
-            async for chunk in chunks:
+        async with remote.blob(REPOSITORY, DIGEST) as blob:
+            async for chunk in blob.chunks:
                 received.extend(chunk)
 
     async with _peer(cut) as remote:
@@ -160,6 +177,7 @@ async def test_a_manifest_is_verified() -> None:
     """Its bytes are the digest's, or nothing."""
     async with _peer(_fixed(200, CONTENT)) as remote:
         assert await remote.manifest(REPOSITORY, DIGEST, SIZE) == CONTENT
-    async with _peer(_fixed(200, bytes(SIZE))) as remote:
-        with pytest.raises(PeerLied):
-            await remote.manifest(REPOSITORY, DIGEST, SIZE)
+    for body in (bytes(SIZE), CONTENT[:-1]):
+        async with _peer(_fixed(200, body)) as remote:
+            with pytest.raises(PeerLied):
+                await remote.manifest(REPOSITORY, DIGEST, SIZE)

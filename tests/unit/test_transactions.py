@@ -221,7 +221,7 @@ async def test_an_index_that_came_since_the_look_stops_a_burial(
     index = index_body([child])
     digest = Digest.of(index)
     other = Replica(model.decider, new_id=model.new_id)
-    copy = await model.content.stage(REPOSITORY, index, digest)
+    copy = await model.uploads.stage(REPOSITORY, index, digest)
     await model.kv.txn([], [Put(keys.blob(digest), codec.encode_blob(_record(copy)))])
     parent = ManifestName(REPOSITORY, digest)
     above = await other.manifest(parent, parse_manifest(index, None))

@@ -15,6 +15,7 @@ from node.digest import Digest
 from node.errors import BlobUnknown, PeerLied, PeerUnavailable, StorageFull
 from node.manifest import Descriptor
 from node.reference import Repository
+from node.remote import RemoteBlob
 from replicator import transfer as transfers
 from replicator.transfer import Flights, Transfer
 from tests.fake_blobs import MemoryBlobs
@@ -36,21 +37,25 @@ class _Peer:
     """Offsets at which connections are cut, one each; then they are not."""
     asked: list[int] = field(default_factory=list)
     """The offsets that it was asked for."""
+    announced: int | None = None
+    """How long it says that its blobs are; None: as long as they are."""
     sent: int = 0
     held: asyncio.Event | None = None
     halfway: asyncio.Event = field(default_factory=asyncio.Event)
 
     @asynccontextmanager
     async def blob(
-        self, repository: Repository, digest: Digest, size: int, start: int = 0
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        self, repository: Repository, digest: Digest, start: int = 0
+    ) -> AsyncIterator[RemoteBlob]:
         """See BlobSource."""
-        del repository, size
+        del repository
         if digest not in self.blobs:
             raise BlobUnknown(str(digest))
         self.asked.append(start)
         cut_at = self.cut_at.pop(0) if self.cut_at else None
-        yield self._chunks(self.blobs[digest], start, cut_at)
+        content = self.blobs[digest]
+        said = len(content) if self.announced is None else self.announced
+        yield RemoteBlob(said, self._chunks(content, start, cut_at))
 
     async def _chunks(self, content: bytes, start: int, cut_at: int | None) -> AsyncIterator[bytes]:
         for at in range(start, len(content), CHUNK):
@@ -89,7 +94,13 @@ def model() -> Model:
 def _transfer(model: Model, peer: _Peer, flights: Flights | None = None) -> Transfer:
     received = Counter("received", "Bytes.", registry=CollectorRegistry())
     return Transfer(
-        model.content, model.blobs, peer, flights or Flights(), in_flight=2, received=received
+        model.content,
+        model.uploads,
+        model.blobs,
+        peer,
+        flights or Flights(),
+        in_flight=2,
+        received=received,
     )
 
 
@@ -196,7 +207,7 @@ async def test_a_peer_that_lies_leaves_nothing(model: Model, size: str) -> None:
 
 async def test_more_bytes_than_announced_are_a_lie(model: Model) -> None:
     """A peer can't fill the disk with a blob that it calls small."""
-    peer = _Peer({LARGE.digest: CONTENT * 100})
+    peer = _Peer({LARGE.digest: CONTENT * 100}, announced=len(CONTENT))
     with pytest.raises(PeerLied):
         await _transfer(model, peer).ensure(REPOSITORY, [LARGE])
     assert peer.sent <= len(CONTENT) + CHUNK
@@ -205,13 +216,32 @@ async def test_more_bytes_than_announced_are_a_lie(model: Model) -> None:
 
 async def test_parts_that_do_not_fit_are_fetched_anew(model: Model) -> None:
     """What a crash left may be damaged: the peer is not blamed, and the next attempt is whole."""
-    upload = await model.content.start(REPOSITORY, LARGE.digest)
-    await model.content.append(upload, _bytes(b"x" * 40))
+    upload = await model.uploads.start(REPOSITORY, LARGE.digest)
+    await model.uploads.append(upload, _bytes(b"x" * 40))
     peer = _Peer({LARGE.digest: CONTENT})
     with pytest.raises(PeerUnavailable):
         await _transfer(model, peer).ensure(REPOSITORY, [LARGE])
     await _transfer(model, peer).ensure(REPOSITORY, [LARGE])
     assert peer.asked == [40, 0]
+    assert await _has(model)
+
+
+@pytest.mark.parametrize("size", [1, 50, 1000])
+async def test_a_manifest_may_be_wrong_about_sizes(model: Model, size: int) -> None:
+    """What a pusher wrote into a descriptor parks no repository: the digest decides."""
+    wrong = replace(LARGE, size=size)
+    await _transfer(model, _Peer({LARGE.digest: CONTENT})).ensure(REPOSITORY, [wrong])
+    assert await _has(model)
+
+
+async def test_a_small_blob_that_is_large_does_not_pass_through_memory(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A descriptor that says one byte of a large blob takes the way of large ones."""
+    monkeypatch.setattr(transfers, "SMALL_BYTES", 50)
+    peer = _Peer({LARGE.digest: CONTENT}, cut_at=[0, 60])
+    await _transfer(model, peer).ensure(REPOSITORY, [replace(LARGE, size=1)])
+    assert peer.asked == [0, 0, 60], "one look, and then a fetch that resumes"
     assert await _has(model)
 
 
