@@ -165,10 +165,10 @@ def test_what_is_no_site_is_status_1(entrepot: Entrepot, answers: dict[str, obje
     assert len(errors.splitlines()) == 1
 
 
-@pytest.mark.parametrize("url", [f"http://127.0.0.1:{free_port()}", "nonsense", "http://"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:{port}", "nonsense", "http://"])
 def test_a_site_that_does_not_answer_is_status_1(entrepot: Entrepot, url: str) -> None:
     """Nobody listens there: one line, no traceback."""
-    status, _, errors = entrepot("status", "--url", url)
+    status, _, errors = entrepot("status", "--url", url.format(port=free_port()))
     assert status == 1
     assert len(errors.splitlines()) == 1
 
