@@ -8,9 +8,9 @@ acknowledged one is durable (P1).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from node import keys
 from node.blob_transactions import Copy
@@ -18,16 +18,16 @@ from node.blobs import Generation
 from node.clearing import clear
 from node.digest import Digest
 from node.errors import ManifestUnknown, NameUnknown
-from node.kv import Entry, Range, only
+from node.kv import Entry, Range, Snapshot, only
 from node.manifest import Manifest
 from node.manifest_transactions import Push, commit, commit_ranges, delete_manifest, parents
-from node.records import Pushed, Referrer
+from node.records import Referrer
 from node.reference import Reference, Repository, Tag
-from node.register import Register
 from node.stamps import Decider
 from node.tag_transactions import (
     delete_tag,
     digests,
+    is_live,
     manifest_range,
     register_at,
     sibling_ranges,
@@ -35,8 +35,6 @@ from node.tag_transactions import (
 from node.transaction import Seen
 from node.wire import codec
 
-K = TypeVar("K")
-V = TypeVar("V")
 N = TypeVar("N", bound=str)
 
 # Tags dropped together with their manifest in the deciding transaction; more are cleared after it.
@@ -65,63 +63,72 @@ class ReferrerEntry:
     referrer: Referrer
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a reference showed, and the revisions of the keys that said so: one key a range."""
+
+    ranges: Sequence[Range]
+    revisions: tuple[int, ...]
+    resolved: Resolved
+
+    def stands(self, snapshot: Snapshot) -> bool:
+        """Whether every key is as it was; a revision is never used twice."""
+        found = snapshot.ranges
+        return self.revisions == tuple(entries[0].modified for entries in found if entries)
+
+
+_Found: TypeAlias = tuple[Resolved, list[Range], Seen]
+
+
 class Metadata:
     """The tags and manifests of one site. `new_id` makes ids that are never used twice."""
 
     def __init__(self, decider: Decider, *, new_id: Callable[[], str]) -> None:
         self._decider = decider
         self._new_id = new_id
-        # What a tag named last, to read its manifest beside it; a hint, never an answer.
-        self._hints: OrderedDict[tuple[Repository, Tag], Digest] = OrderedDict()
-        # Decoded registers by key; of use only while the key's revision is the same.
-        self._decoded: OrderedDict[bytes, tuple[int, Register[Pushed]]] = OrderedDict()
+        self._known: OrderedDict[tuple[Repository, Reference], _Known] = OrderedDict()
 
     # --- resolving
 
     async def resolve(self, repository: Repository, reference: Reference) -> Resolved:
-        """The manifest that a reference shows.
+        """The manifest that a reference shows; one joined read unless it has changed.
 
         Raises:
             ManifestUnknown: None, in this repository.
         """
+        known = self._known.get((repository, reference))
+        if known is not None and known.stands(await self._decider.reader.read(known.ranges)):
+            return known.resolved
         if isinstance(reference, Digest):
-            seen = await self._decider.look([manifest_range(repository, reference)])
-            shown = self._register(seen, keys.manifest(repository, reference)).shown()
-            if shown is None:
-                raise ManifestUnknown(str(reference))
-            return Resolved(shown.digest, shown.media_type, shown.size)
-        return await self._resolve_tag(repository, reference)
+            resolved, ranges, seen = await self._resolve_digest(repository, reference)
+        else:
+            resolved, ranges, seen = await self._resolve_tag(repository, reference)
+        revisions = tuple(e.modified for within in ranges for e in seen.entries(within))
+        self._known[repository, reference] = _Known(ranges, revisions, resolved)
+        if len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+        return resolved
 
-    async def _resolve_tag(self, repository: Repository, tag: Tag) -> Resolved:
-        key = keys.tag(repository, tag)
-        hint = self._hints.get((repository, tag))
-        ranges = [only(key)] if hint is None else [only(key), manifest_range(repository, hint)]
+    async def _resolve_digest(self, repository: Repository, digest: Digest) -> _Found:
+        ranges = [manifest_range(repository, digest)]
         seen = await self._decider.look(ranges)
-        register = self._register(seen, key)
-        unread = [r for r in sibling_ranges(repository, [register]) if r not in seen.found]
-        if unread:
-            seen = seen.also(await self._decider.look(unread))
-        shown = register.shown(lambda value: self._is_live(seen, repository, value.digest))
+        shown = register_at(seen, keys.manifest(repository, digest)).shown()
+        if shown is None:
+            raise ManifestUnknown(str(digest))
+        return Resolved(shown.digest, shown.media_type, shown.size), ranges, seen
+
+    async def _resolve_tag(self, repository: Repository, tag: Tag) -> _Found:
+        key = keys.tag(repository, tag)
+        seen = await self._decider.look([only(key)])
+        register = register_at(seen, key)
+        siblings = sibling_ranges(repository, [register])
+        seen = seen.also(await self._decider.look(siblings))
+        live = {d for d in digests(register) if is_live(seen, repository, d)}
+        shown = register.shown(lambda value: value.digest in live)
         if shown is None:
             raise ManifestUnknown(tag)
-        if shown.digest != hint:
-            _remember(self._hints, (repository, tag), shown.digest)
-        live = [d for d in digests(register) if self._is_live(seen, repository, d)]
-        return Resolved(shown.digest, shown.media_type, shown.size, len(live))
-
-    def _is_live(self, seen: Seen, repository: Repository, digest: Digest) -> bool:
-        return self._register(seen, keys.manifest(repository, digest)).live
-
-    def _register(self, seen: Seen, key: bytes) -> Register[Pushed]:
-        entry = seen.entry(key)
-        if entry is None:
-            return Register()
-        known = self._decoded.get(key)
-        if known is not None and known[0] == entry.modified:
-            return known[1]
-        register = codec.decode_register(entry.value)
-        _remember(self._decoded, key, (entry.modified, register))
-        return register
+        resolved = Resolved(shown.digest, shown.media_type, shown.size, len(live))
+        return resolved, [only(key), *siblings], seen
 
     # --- lists
 
@@ -226,12 +233,6 @@ class Metadata:
         registers = [register_at(seen, keys.tag(repository, tag)) for tag in tags]
         siblings = [r for r in sibling_ranges(repository, registers) if r not in seen.found]
         return seen.also(await self._decider.look(siblings)), tags
-
-
-def _remember(cache: OrderedDict[K, V], key: K, value: V) -> None:
-    cache[key] = value
-    if len(cache) > _REMEMBERED:
-        cache.popitem(last=False)
 
 
 def _page(names: list[N], limit: int) -> tuple[list[N], bool]:
