@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, TypeVar, assert_never
 
 from node import keys
-from node.errors import MetadataUnavailable
+from node.errors import MetadataUnavailable, RegistryError
 from node.kv import KV, Failed, Lease, Ok, Outcome, Range, Unknown, only
 from node.reference import Repository
 from node.transaction import Reader, Seen, Stamp, Transaction, look
@@ -90,15 +90,21 @@ class Decider:
 
         Raises:
             MetadataUnavailable: It could not be decided; it may have been applied.
-            RegistryError: The decision's own.
+            RegistryError: The decision's own: with an `op`, it is not applied and never will be.
         """
-        reason = "too much contention"
+        reason, unknown = "too much contention", False
         for attempt in range(_ATTEMPTS):
             seen = await read()
             if attempt and op is not None and await self._done(op):
                 return seen, None
             txn = await self.begin(seen, repository)
-            result = decision(txn)
+            try:
+                result = decision(txn)
+            except RegistryError as err:
+                if unknown and op is not None:
+                    # What was sent before may yet land: "refused" would not be true.
+                    raise MetadataUnavailable(reason) from err
+                raise
             if not txn.ops:
                 return seen, result
             outcome = await self.attempt(txn)
@@ -108,7 +114,7 @@ class Decider:
                 case Failed():
                     pass
                 case Unknown(reason=why):
-                    reason = why
+                    reason, unknown = why, True
                 case _:
                     assert_never(outcome)
         raise MetadataUnavailable(reason)

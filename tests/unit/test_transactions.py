@@ -9,11 +9,18 @@ from node.blob_transactions import Copy, finish_upload, hide, mount
 from node.blobs import Generation, SessionId
 from node.clearing import clear, forget
 from node.digest import Digest
-from node.errors import BlobUnknown, InUse, ManifestReferencesUnknown, UploadUnknown
+from node.errors import (
+    BlobUnknown,
+    InUse,
+    ManifestReferencesUnknown,
+    MetadataUnavailable,
+    UploadUnknown,
+)
 from node.keys import ManifestName, TagName
-from node.kv import Absent, Empty, Exists, Modified, Put, Range, only
+from node.kv import Absent, Empty, Exists, Modified, Ok, Put, Range, only
 from node.manifest import OCI_INDEX, OCI_MANIFEST, parse_manifest
-from node.records import Action, BlobRecord, Pushed
+from node.manifest_transactions import Push
+from node.records import Action, BlobRecord, Pin, Pushed
 from node.reference import Tag
 from node.register import Dot, Register, merge
 from node.replica import Landed, Replica
@@ -140,6 +147,26 @@ async def test_the_pinned_body_of_a_dead_child_is_no_child(model: Model) -> None
     await model.metadata.delete_manifest(REPOSITORY, child, manifest)
     with pytest.raises(ManifestReferencesUnknown):
         await model.push(index_body([child]), media_type=OCI_INDEX)
+
+
+async def test_nothing_is_refused_that_may_yet_land(model: Model) -> None:
+    """A push whose fate is unknown is not answered by what a later look would refuse."""
+    layer = await model.upload(b"layer")
+    body = image_body(layer)
+    copy = await model.uploads.stage(REPOSITORY, body, Digest.of(body))
+    push = Push(REPOSITORY, Digest.of(body), len(body), parse_manifest(body, None), (T,), "op")
+    hidden = codec.encode_pin(Pin(expires_ms=0, hidden=True))
+
+    def faults(_guards: object, _ops: object) -> Fault:
+        model.kv.faults = once()
+        model.kv._stored.put(Put(keys.pin(layer, REPOSITORY), hidden), 99)
+        return Fault.GHOST
+
+    await model.decider.stamps.now()
+    model.kv.faults = faults
+    with pytest.raises(MetadataUnavailable):
+        await model.metadata.commit(push, copy)
+    assert isinstance(model.kv.land(), Ok)
 
 
 # --- clearing
