@@ -23,8 +23,9 @@ from node.errors import RegistryError, StorageFailed
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Measured on two cores: from 256 KiB to 1 MiB a piece is written equally fast, below it is slower.
-_BUFFER_BYTES: Final = 512 << 10
+# Measured on two cores: from 256 KiB to 1 MiB a piece is written equally fast, below it is slower;
+# each upload holds two of these.
+_BUFFER_BYTES: Final = 256 << 10
 # What one writev takes (IOV_MAX).
 _MOST_CHUNKS: Final = 1024
 # A blob up to this size is read in the very call that opens it: half the hops to a thread.
