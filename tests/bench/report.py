@@ -37,7 +37,7 @@ class Report:
         """Both registries, side by side."""
         rounds = len(self.rows[0].ours)
         table = Table(title=f"entrepot and {PEER}, medians of {rounds} rounds", box=SIMPLE)
-        table.add_column("workload")
+        table.add_column("workload", no_wrap=True)
         for name in ("clients", "entrepot", PEER.replace("-", "-\n"), "ratio", "spread"):
             table.add_column(name, justify="right")
         for before, row in zip((None, *self.rows), self.rows, strict=False):

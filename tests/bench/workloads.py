@@ -142,14 +142,14 @@ class Workload:
     title: str
     load: Callable[[Bed], Load]
     amount: float = 1
-    unit: str = "1/s"
+    unit: str = "/s"
 
 
 WORKLOADS: Final = (
     Workload("get-64m", "blob GET 64 MiB", Bed.get_large, 64, "MiB/s"),
     Workload("get-1k", "blob GET 1 KiB", Bed.get_small),
-    Workload("put-64m", "blob PUT 64 MiB (docker)", Bed.put_large, 64, "MiB/s"),
-    Workload("put-64m-once", "blob PUT 64 MiB (containerd)", Bed.put_large_at_once, 64, "MiB/s"),
+    Workload("put-64m", "blob PUT 64 MiB", Bed.put_large, 64, "MiB/s"),
+    Workload("put-64m-once", "PUT 64 MiB at once", Bed.put_large_at_once, 64, "MiB/s"),
     Workload("put-1k", "blob PUT 1 KiB", Bed.put_small),
     Workload("tag", "manifest GET by tag", Bed.get_tag),
     Workload("digest", "manifest GET by digest", Bed.get_digest),
