@@ -276,6 +276,13 @@ class Registry:
         self._require_writable()
         return await self._uploads.start(repository)
 
+    async def put_blob(
+        self, repository: Repository, digest: Digest, body: AsyncIterator[bytes]
+    ) -> None:
+        """Make a body a blob in one step; see `Uploads.put`."""
+        self._require_writable()
+        await self._uploads.put(repository, digest, body)
+
     async def find_upload(self, repository: Repository, session_id: str) -> Upload:
         """An open upload session of the repository.
 

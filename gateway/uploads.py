@@ -46,11 +46,10 @@ class Uploads:
         mounted = await self._mount(repository, target)
         if mounted is not None:
             return self._created(repository, mounted)
-        upload = await self._registry.start_upload(repository)
         # U5: a digest without bytes announces an upload, unless it is nothing's.
         if digest is None or not (request.can_read_body or digest in _EMPTY):
-            return self._accepted(202, upload)
-        await self._registry.finish(upload, digest, Incoming(request))
+            return self._accepted(202, await self._registry.start_upload(repository))
+        await self._registry.put_blob(repository, digest, Incoming(request))
         return self._created(repository, digest)
 
     async def _mount(self, repository: Repository, target: Target) -> Digest | None:

@@ -186,7 +186,8 @@ def _why_not(path: str, address: Address, error: OSError | None) -> str:
 
 def _probe(address: Address) -> OSError | None:
     try:
-        with socket.create_server((address.host, address.port)):
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        with socket.create_server((address.host, address.port), family=family):
             return None
     except OSError as err:
         return err

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -20,6 +21,7 @@ from node.digest import Digest, Verifier
 from node.errors import (
     BodyCut,
     MetadataUnavailable,
+    StorageFailed,
     StorageFull,
     UploadOutOfOrder,
     UploadUnknown,
@@ -295,14 +297,22 @@ class Uploads:
             case _:
                 raise MetadataUnavailable("the upload session could not be ended")
 
-    async def put(self, repository: Repository, digest: Digest, content: bytes) -> None:
-        """Make content that is in memory a blob of the repository: a session of one step.
+    async def put(self, repository: Repository, digest: Digest, body: AsyncIterator[bytes]) -> None:
+        """Make a body a blob of the repository in one step; what fails leaves no session.
 
         Raises:
             DigestMismatch: The bytes are not what was promised.
+            BodyCut: As the body raised it.
             StorageFull, StorageFailed: The blob store can't take it.
         """
-        await self.finish(await self.start(repository), digest, _once(content))
+        upload = await self.start(repository)
+        try:
+            await self.finish(upload, digest, body)
+        except (BodyCut, StorageFull, StorageFailed):
+            # Nobody was told of the session, so nobody can go on with it.
+            with suppress(UploadUnknown, UploadOutOfOrder, MetadataUnavailable):
+                await self.abort(await self.resume(repository, upload.session_id))
+            raise
 
     # --- copies that another transaction will name
 
@@ -347,5 +357,6 @@ async def _nothing() -> AsyncIterator[bytes]:
     yield b""
 
 
-async def _once(content: bytes) -> AsyncIterator[bytes]:
+async def once(content: bytes) -> AsyncIterator[bytes]:
+    """Content that is in memory, as a body."""
     yield content

@@ -6,7 +6,7 @@ from node.content import Content
 from node.digest import Digest
 from node.errors import BlobDamaged, BlobUnknown, StorageFailed, UploadOutOfOrder, UploadUnknown
 from node.reference import Repository
-from node.uploads import Uploads
+from node.uploads import Uploads, once
 
 
 class Bodies:
@@ -36,6 +36,6 @@ class Bodies:
             MetadataUnavailable: The KV did not answer.
         """
         try:
-            await self._uploads.put(repository, digest, body)
+            await self._uploads.put(repository, digest, once(body))
         except (UploadUnknown, UploadOutOfOrder) as err:
             raise StorageFailed("the session of a manifest's body ended") from err

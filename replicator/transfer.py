@@ -33,7 +33,7 @@ from node.errors import (
 from node.manifest import Descriptor
 from node.reference import Repository
 from node.remote import RemoteBlob
-from node.uploads import Upload, Uploads
+from node.uploads import Upload, Uploads, once
 from replicator.turns import Turns
 
 # Up to here a blob goes through memory in one go: no session to come back to is worth its commit.
@@ -170,7 +170,7 @@ class Transfer:
         found = Digest.of(body, digest.algorithm)
         if found != digest:
             raise PeerLied(self._source.site, str(digest), str(found))
-        await self._uploads.put(repository, digest, bytes(body))
+        await self._uploads.put(repository, digest, once(bytes(body)))
         return True
 
     # --- large ones

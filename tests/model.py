@@ -15,7 +15,7 @@ from node.manifest_transactions import Push
 from node.metadata import Metadata
 from node.reference import Repository, Tag
 from node.stamps import Decider, Stamps
-from node.uploads import Uploads
+from node.uploads import Uploads, once
 from tests.fake_blobs import MemoryBlobs
 from tests.fake_kv import MemoryKV
 
@@ -63,7 +63,7 @@ class Model:
     async def upload(self, content: bytes, repository: Repository = REPOSITORY) -> Digest:
         """Push a blob."""
         digest = Digest.of(content)
-        await self.uploads.put(repository, digest, content)
+        await self.uploads.put(repository, digest, once(content))
         return digest
 
     async def push(

@@ -130,6 +130,13 @@ async def test_what_arrived_of_a_cut_body_stays(model: Model) -> None:
     await model.uploads.finish(upload, Digest.of(b"abcdef"), chunks(b"ef"))
 
 
+async def test_a_body_of_one_step_that_is_cut_leaves_nothing(model: Model) -> None:
+    """A client that was never told of a session can't go on with it."""
+    with pytest.raises(BodyCut):
+        await model.uploads.put(REPOSITORY, Digest.of(b"abcdef"), _cut(b"abc"))
+    assert _sessions(model) == []
+
+
 async def test_a_session_is_its_repositorys_and_ends(model: Model) -> None:
     """Another repository, an aborted and an expired session are all unknown."""
     upload = await model.uploads.start(REPOSITORY)
