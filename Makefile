@@ -43,6 +43,7 @@ slow: $(READY) ## Run the tests with real processes and real clients
 	@$(PYTEST) -m "slow and not torture"
 
 torture: $(READY) programs ## Run the long tests: hundreds of kills, cuts, seeds
+	@ENTREPOT_SEEDS=50000 $(PYTEST) -q -n $(JOBS) -m "not slow and not torture" tests/scenario
 	@$(PYTEST) -m torture --timeout 3600
 
 bench: $(READY) programs ## Measure side by side with docker-registry

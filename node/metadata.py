@@ -227,12 +227,9 @@ class Metadata:
         references = keys.references(digest, repository)
         seen = await self._decider.look([manifest_range(repository, digest), references, within])
         tags = [keys.tagged_name(entry.key) for entry in seen.entries(within)]
-        more: list[Range] = [only(keys.tag(repository, tag)) for tag in tags]
+        more = [only(keys.tag(repository, tag)) for tag in tags]
         more += [manifest_range(repository, p) for p in parents(seen, repository, digest)]
-        seen = seen.also(await self._decider.look(more))
-        registers = [register_at(seen, keys.tag(repository, tag)) for tag in tags]
-        siblings = [r for r in sibling_ranges(repository, registers) if r not in seen.found]
-        return seen.also(await self._decider.look(siblings)), tags
+        return seen.also(await self._decider.look(more)), tags
 
 
 def _page(names: list[N], limit: int) -> tuple[list[N], bool]:
