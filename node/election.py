@@ -164,7 +164,8 @@ class Elections:
             await self._sleep(min(self._ttl_s / 3, max(0.1, until - self._clock())))
             sent = self._clock()
             try:
-                async with asyncio.timeout(self._ttl_s / 3):
+                # Waiting on for an answer must not outlast what the answer before it promised.
+                async with asyncio.timeout(min(self._ttl_s / 3, until - sent)):
                     alive = await self._kv.keep_alive(lease)
             except (MetadataUnavailable, TimeoutError):
                 if self._clock() >= until:

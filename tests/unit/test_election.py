@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from node import keys
+from node import election, keys
 from node.election import Candidate, Deposed, Elections, Leadership
 from node.errors import MetadataUnavailable
 from node.kv import Failed, Lease, Ok, Put, only
@@ -39,6 +39,16 @@ class _Time:
         async with self.sleepers:
             self.now += seconds
             self.sleepers.notify_all()
+
+
+class _Hanging(MemoryKV):
+    """Takes a request to renew a lease, and never answers."""
+
+    async def keep_alive(self, lease: Lease) -> bool:
+        """See KV."""
+        del lease
+        await asyncio.Event().wait()
+        return True
 
 
 async def _enter(kv: MemoryKV, worker: str) -> tuple[Candidate, Leadership]:
@@ -175,6 +185,24 @@ async def test_a_leader_that_cannot_renew_stops_before_its_lease_runs_out() -> N
 
         assert await eventually(stopped, 5, "the work is cancelled")
     assert clock.now < TTL_S
+
+
+async def test_a_kv_that_hangs_does_not_keep_a_leader_beyond_its_lease(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An answer that never comes is waited for until the margin begins, and no longer."""
+    monkeypatch.setattr(election, "_MARGIN_S", 0.3)
+    began = asyncio.Event()
+
+    async def work(_: Leadership) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    clock = asyncio.get_running_loop().time
+    started, ttl_s = clock(), 1.5
+    await Elections(_Hanging(), "a", ttl_s=ttl_s, clock=clock).lead(DUTY, work)
+    assert began.is_set()
+    assert clock() - started < ttl_s
 
 
 async def test_work_that_fails_is_told_and_the_duty_resigned() -> None:
