@@ -77,8 +77,16 @@ class FeedStream:
         Raises:
             PeerUnavailable, Refused: The stream is over.
         """
-        with _weather(self._site):
-            await self._call.write(feed_codec.ack_message(cursor))
+        try:
+            with _weather(self._site):
+                await self._call.write(feed_codec.ack_message(cursor))
+        except asyncio.CancelledError as err:
+            # So grpc tells a writer that the call was cancelled, by whoever reads it; taken for the
+            # end of the writer's own task it would end that without a word.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise PeerUnavailable(self._site, "the stream is over") from err
 
 
 class FeedClient:

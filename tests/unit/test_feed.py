@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from itertools import pairwise
+from typing import Any
 
 import grpc
 import pytest
@@ -26,7 +28,7 @@ from node.wire import feed_pb2 as pb
 from node.wire.feed_channel import DIALLER_OPTIONS, SERVICE
 from node.wire.feed_codec import BATCH_BYTES, BATCH_CHANGES, Batch
 from node.wire.feed_pb2_grpc import FeedStub
-from replicator.feed_client import FeedClient, FeedDamaged
+from replicator.feed_client import FeedClient, FeedDamaged, FeedStream
 from tests.fake_kv import MemoryKV
 from tests.feeds import babbling, dialled, feed, peer_at, served, site_of, told
 from tests.model import OTHER, REPOSITORY, Model, image_body
@@ -191,6 +193,22 @@ async def test_acks_are_recorded_for_this_life_only(model: Model) -> None:
         await stream.ack(Cursor("1", batch.head + 1000))
         await stream.ack(Cursor("1", batch.head))
         await eventually(lambda: acked() == batch.head, 5, "the ack is recorded")
+
+
+class _Cancelled:
+    """A call that somebody cancels while a message is being written to it."""
+
+    async def write(self, message: pb.ChangesRequest) -> None:
+        """As grpc answers then."""
+        del message
+        raise asyncio.CancelledError
+
+
+async def test_a_stream_that_is_cancelled_under_an_ack_does_not_end_who_acks() -> None:
+    """It is told that the stream is over; only its own cancellation cancels it."""
+    call: Any = _Cancelled()
+    with pytest.raises(PeerUnavailable):
+        await FeedStream(call, "fra").ack(Cursor("1", 2))
 
 
 # --- who calls
