@@ -36,7 +36,12 @@ class Report:
     def comparison(self) -> Table:
         """Both registries, side by side."""
         rounds = len(self.rows[0].ours)
-        table = Table(title=f"entrepot and {PEER}, medians of {rounds} rounds", box=SIMPLE)
+        table = Table(
+            title=f"entrepot and {PEER}, medians of {rounds} rounds",
+            box=SIMPLE,
+            pad_edge=False,
+            show_edge=False,
+        )
         table.add_column("workload", no_wrap=True)
         for name in ("clients", "entrepot", PEER.replace("-", "-\n"), "ratio", "spread"):
             table.add_column(name, justify="right")
@@ -60,7 +65,12 @@ class Report:
 
     def replication(self) -> Table:
         """From a push's 201 to a pull's 200 at the other site."""
-        table = Table(title="from a push's 201 to a whole pull at the other site", box=SIMPLE)
+        table = Table(
+            title="from a push's 201 to a whole pull at the other site",
+            box=SIMPLE,
+            pad_edge=False,
+            show_edge=False,
+        )
         for name in ("images of 1 MiB", "at a time", "p50", "p99", "longest"):
             table.add_column(name, justify="right")
         for delays in self.delays:
