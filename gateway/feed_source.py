@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, S
 from contextlib import aclosing, asynccontextmanager
 from typing import Final, TypeVar
 
-from gateway.feed_batches import Planned, batches, by_revision, one_by_one
+from gateway.feed_batches import Cut, Planned, batches, by_revision, one_by_one, plan
 from node import keys
 from node.blob_transactions import blob_ranges, visible
 from node.change import Change
@@ -79,8 +79,8 @@ class FeedSource:
             while True:
                 page = Range(start, within.end, BATCH_CHANGES)
                 (entries,) = (await self._site.kv.read([page])).ranges
-                for planned in batches(one_by_one(self._passing(entries))):
-                    yield await self._batch(planned, noted, noted, scanning=True)
+                for cut in batches(one_by_one(self._passing(entries), noted)):
+                    yield await self._batch(cut, noted, scanning=True)
                 if len(entries) < BATCH_CHANGES:
                     break
                 start = entries[-1].key + b"\0"
@@ -91,13 +91,14 @@ class FeedSource:
             async for news in following:
                 more = len(news.entries) >= _MORE_COME
                 head = await self._newest() if more else news.revision
-                planned: list[Planned] = []
-                for whole in batches(by_revision(self._passing(news.entries))):
-                    if planned:
-                        yield await self._batch(planned, planned[-1].change.revision, head)
-                    planned = whole
+                last = Cut((), after)
+                for cut in batches(by_revision(self._passing(news.entries), after)):
+                    if last.planned:
+                        yield await self._batch(last, head)
+                    last = cut
                 # The last goes as far as was read, also where the filters let nothing through.
-                yield await self._batch(planned, news.revision, head)
+                after = news.revision
+                yield await self._batch(last._replace(revision=after), head)
 
     async def keys(self, names: Sequence[Name]) -> list[Change]:
         """The registers of these names, in their order, of those that have one.
@@ -109,8 +110,7 @@ class FeedSource:
         seen = await self._site.decider.look([only(keys.register(name)) for name in wanted])
         entries = [seen.entry(keys.register(name)) for name in wanted]
         changes = self._passing(entry for entry in entries if entry is not None)
-        planned = [one for whole in batches([list(changes)]) for one in whole]
-        return await self._with_bodies(planned)
+        return await self._with_bodies(plan(list(changes)))
 
     async def have(self, repository: Repository, digests: Sequence[Digest]) -> list[Digest]:
         """Those of the digests that can be read from the repository here.
@@ -140,11 +140,9 @@ class FeedSource:
             case TagName(repository=repository, tag=tag):
                 return all(wanted.takes(repository, tag) for wanted in self._filters)
 
-    async def _batch(
-        self, planned: Sequence[Planned], revision: int, head: int, *, scanning: bool = False
-    ) -> Batch:
-        changes = await self._with_bodies(planned)
-        return Batch(self._site.record.incarnation, changes, revision, scanning, head)
+    async def _batch(self, cut: Cut, head: int, *, scanning: bool = False) -> Batch:
+        changes = await self._with_bodies(cut.planned)
+        return Batch(self._site.record.incarnation, changes, cut.revision, scanning, head)
 
     async def _with_bodies(self, planned: Sequence[Planned]) -> list[Change]:
         async with asyncio.TaskGroup() as group:

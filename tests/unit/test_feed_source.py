@@ -1,0 +1,108 @@
+"""What a site tells its peers, without gRPC: how changes are cut, and what is left out."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from node import keys
+from node.digest import Algorithm, Digest
+from node.kv import Put
+from node.manifest import OCI_MANIFEST
+from node.records import Cursor, Pushed
+from node.reference import Tag
+from node.register import Dot, Register
+from node.wire import codec, feed_codec
+from node.wire.feed_codec import BATCH_BYTES, BATCH_CHANGES, MESSAGE_BYTES, Batch
+from replicator.book import Ledger
+from tests.fake_kv import MemoryKV
+from tests.feeds import feed, told
+from tests.model import REPOSITORY, Model
+
+CHILDREN = 20_000
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model(MemoryKV())
+
+
+def _digest(n: int) -> Digest:
+    return Digest(Algorithm.SHA256, hashlib.sha256(n.to_bytes(4, "big")).digest())
+
+
+def _register(digest: Digest, artifact_type: str | None = None) -> Register[Pushed]:
+    value = Pushed(5, digest, OCI_MANIFEST, 8, "op", artifact_type=artifact_type)
+    return Register({"fra#1": 7}, {Dot("fra#1", 7): value})
+
+
+async def _write(model: Model, count: int, artifact_type: str | None = None) -> None:
+    """Registers of so many manifests and of the tag `last`, all in one revision."""
+    puts = [
+        Put(
+            keys.manifest(REPOSITORY, digest),
+            codec.encode_register(_register(digest, artifact_type)),
+        )
+        for digest in map(_digest, range(count))
+    ]
+    tag = Put(keys.tag(REPOSITORY, Tag("last")), codec.encode_register(_register(_digest(0))))
+    await model.kv.txn([], [*puts, tag])
+
+
+async def _told(model: Model, after: int, count: int) -> list[Batch]:
+    """What is told over gRPC after a revision, until it is so many changes."""
+    found: list[Batch] = []
+    async with feed(model) as client, told(client, Cursor("1", after)) as (_, batches):
+        async for batch in batches:
+            found.append(batch)
+            if sum(len(one.changes) for one in found) >= count:
+                return found
+    raise AssertionError("the stream ended")
+
+
+def _bytes(batch: Batch) -> int:
+    return feed_codec.batch_message(batch).ByteSize()
+
+
+async def test_an_index_of_twenty_thousand_children_passes_the_feed(model: Model) -> None:
+    """A revision of any size is told, and no cursor passes it before all of it is applied."""
+    await model.upload(b"before")
+    before = (await model.kv.read([])).revision
+    await _write(model, CHILDREN)
+    found = await _told(model, before, CHILDREN + 1)
+    assert max(len(batch.changes) for batch in found) <= BATCH_CHANGES
+    assert max(map(_bytes, found)) <= BATCH_BYTES
+    assert len({change.name for batch in found for change in batch.changes}) == CHILDREN + 1
+    assert [batch.revision for batch in found] == [before] * (len(found) - 1) + [before + 1]
+    assert not any(batch.scanning for batch in found)
+    ledger = Ledger(Cursor("1", before))
+    for batch in found:
+        assert (ledger.taken, ledger.cursor.revision) == (before, before)
+        ledger.enter(batch.revision, 0, scanning=batch.scanning)
+    assert (ledger.taken, ledger.cursor.revision) == (before + 1, before + 1)
+
+
+async def test_what_comes_around_a_large_revision_keeps_its_own(model: Model) -> None:
+    """Each batch names a revision of which, and of all before it, everything has been told."""
+    before = (await model.kv.read([])).revision
+    await model.image("v1")
+    await _write(model, 3 * BATCH_CHANGES)
+    await model.metadata.delete_tag(REPOSITORY, Tag("v1"))
+    last: dict[int, int] = {}
+    found = await _told(model, before, 3 * BATCH_CHANGES + 3)
+    for at, batch in enumerate(found):
+        last.update({change.revision: at for change in batch.changes})
+    for at, batch in enumerate(found):
+        assert all(end <= at for revision, end in last.items() if revision <= batch.revision)
+    assert sorted(batch.revision for batch in found) == [batch.revision for batch in found]
+    assert found[-1].revision == max(last)
+
+
+async def test_large_registers_of_one_revision_are_told_apart(model: Model) -> None:
+    """Each is less than a message holds, together they are more."""
+    before = (await model.kv.read([])).revision
+    await _write(model, 3, "x" * (3 * MESSAGE_BYTES // 4))
+    found = await _told(model, before, 4)
+    assert max(map(_bytes, found)) <= MESSAGE_BYTES
+    assert sum(len(batch.changes) for batch in found) == 4
