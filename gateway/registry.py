@@ -238,7 +238,7 @@ class Registry:
 
     async def _open(self, blob: VisibleBlob) -> OpenBlob:
         try:
-            return await self._content.open(blob.digest, blob.record.generation)
+            return await self._content.open(blob.digest, blob.record)
         except BlobDamaged as err:
             # "Unknown" makes clients push it again, which heals it (P9).
             _log.error("blob damaged", digest=str(blob.digest))

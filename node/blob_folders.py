@@ -146,23 +146,40 @@ class BlobFolders:
             UploadUnknown: A piece is gone or shorter than it should be.
             StorageFull, StorageFailed: The disk refused.
         """
-        generation = Generation(session)
         with self._own_words():
-            if len(pieces) == 1:
-                source = self._trim(session, pieces[0])
-            else:
-                source = self._join(session, pieces)
-            target = self._copy(digest, generation)
             try:
-                _rename(source, target)
-            except FileNotFoundError as err:
-                if source.exists():  # then it is the store's own folder that is missing
+                source = self._whole(session, pieces)
+                target = self._copy(digest, Generation(session))
+                self._rename(source, target, session)
+            except UploadUnknown:
+                # Perhaps renamed already, by a process that died before it could say so.
+                if not self._stands(digest, Generation(session), pieces):
                     raise
-                raise UploadUnknown(session) from err
+                target = self._copy(digest, Generation(session))
             # If this fails the name stays: nobody will name it, and what another process may
             # have published of this very session must not be removed.
             _sync_folder(target.parent)
-        return generation
+        return Generation(session)
+
+    def _whole(self, session: SessionId, pieces: Sequence[Piece]) -> Path:
+        """The pieces as one synced file."""
+        return self._trim(session, pieces[0]) if len(pieces) == 1 else self._join(session, pieces)
+
+    def _stands(self, digest: Digest, generation: Generation, pieces: Sequence[Piece]) -> bool:
+        """Whether a copy of the pieces' length has that name."""
+        try:
+            found = self._copy(digest, generation).stat()
+        except (BlobDamaged, FileNotFoundError):
+            return False
+        return found.st_size == sum(piece.length for piece in pieces)
+
+    def _rename(self, source: Path, target: Path, session: SessionId) -> None:
+        try:
+            _rename(source, target)
+        except FileNotFoundError as err:
+            if source.exists():  # then it is the store's own folder that is missing
+                raise
+            raise UploadUnknown(session) from err
 
     def remove(self, session: SessionId) -> None:
         """Remove a session's folder with all that is in it."""

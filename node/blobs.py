@@ -129,7 +129,8 @@ class BlobStore(Protocol):
     ) -> Generation:
         """Make the pieces, in order, one durable copy of `digest`; its generation is the session.
 
-        The caller has verified the bytes.  The session's other files stay until `abort`.
+        The caller has verified the bytes.  The session's other files stay until `abort`.  What was
+        published before, by a process that died over it, is made durable and counts.
 
         Raises:
             UploadUnknown: A piece is gone (somebody else finished or aborted the session).

@@ -14,6 +14,7 @@ from node.blobs import BlobStore, Generation, OpenBlob
 from node.digest import Digest
 from node.errors import BlobDamaged, BlobUnknown, MetadataUnavailable
 from node.kv import only
+from node.records import BlobRecord
 from node.reference import Repository
 from node.stamps import Decider
 from node.wire import codec
@@ -49,13 +50,17 @@ class Content:
             raise BlobUnknown(str(digest))
         return blob
 
-    async def open(self, digest: Digest, generation: Generation) -> OpenBlob:
-        """Open a copy; the caller closes it.
+    async def open(self, digest: Digest, record: BlobRecord) -> OpenBlob:
+        """Open the copy that a record names; the caller closes it.
 
         Raises:
-            BlobDamaged: The record names a copy that is not there.
+            BlobDamaged: It is not there, or not as long as it was.
         """
-        return await self._blobs.open(digest, generation)
+        blob = await self._blobs.open(digest, record.generation)
+        if blob.size != record.size:
+            blob.close()
+            raise BlobDamaged(str(digest))
+        return blob
 
     async def read(self, digest: Digest) -> bytes:
         """The whole of a small blob: a manifest's body. Visibility is the caller's to have checked.
@@ -64,20 +69,23 @@ class Content:
             BlobUnknown: The site has no record of it.
             BlobDamaged: Its copy is missing or cut short.
         """
-        entry = (await self._decider.look([only(keys.blob(digest))])).entry(keys.blob(digest))
-        if entry is None:
+        record = await self._record(digest)
+        if record is None:
             raise BlobUnknown(str(digest))
-        record = codec.decode_blob(entry.value)
-        blob = await self._blobs.open(digest, record.generation)
+        blob = await self.open(digest, record)
         try:
             body = bytearray()
-            while chunk := await blob.read(len(body), record.size - len(body) or 1):
+            while chunk := await blob.read(len(body), record.size - len(body)):
                 body += chunk
         finally:
             blob.close()
         if len(body) != record.size:
             raise BlobDamaged(str(digest))
         return bytes(body)
+
+    async def _record(self, digest: Digest) -> BlobRecord | None:
+        entry = (await self._decider.look([only(keys.blob(digest))])).entry(keys.blob(digest))
+        return None if entry is None else codec.decode_blob(entry.value)
 
     async def renew(self, repository: Repository, blob: VisibleBlob, grace_ms: int) -> None:
         """Keep a blob that a client was told is here; at most one write per pin per grace/8.
@@ -115,7 +123,7 @@ class Content:
         entry = seen.entry(keys.blob(digest))
         if entry is None:
             return False
-        if await self._is_damaged(digest, codec.decode_blob(entry.value).generation):
+        if await self._is_damaged(digest, codec.decode_blob(entry.value)):
             return False
         try:
             await self._mount(repository, digest, None)
@@ -147,17 +155,14 @@ class Content:
     # --- copies
 
     async def damaged(self, digest: Digest) -> frozenset[Generation]:
-        """The generation in the digest's record, if its copy is not there (P9)."""
-        entry = (await self._decider.look([only(keys.blob(digest))])).entry(keys.blob(digest))
-        if entry is None:
-            return frozenset()
-        generation = codec.decode_blob(entry.value).generation
-        bad = await self._is_damaged(digest, generation)
-        return frozenset({generation}) if bad else frozenset()
+        """The generation in the digest's record, if its copy is not there whole (P9)."""
+        record = await self._record(digest)
+        bad = record is not None and await self._is_damaged(digest, record)
+        return frozenset({record.generation}) if record is not None and bad else frozenset()
 
-    async def _is_damaged(self, digest: Digest, generation: Generation) -> bool:
+    async def _is_damaged(self, digest: Digest, record: BlobRecord) -> bool:
         try:
-            (await self._blobs.open(digest, generation)).close()
+            (await self.open(digest, record)).close()
         except BlobDamaged:
             return True
         return False

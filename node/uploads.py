@@ -11,15 +11,18 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Final
+from itertools import zip_longest
+from typing import Final, NamedTuple
 
 from node import keys
 from node.blob_transactions import Copy, finish_upload
-from node.blobs import BlobStore, Piece, SessionId
+from node.blobs import BlobStore, Generation, Piece, PieceWriter, SessionId
 from node.content import Content
 from node.digest import Digest, Verifier
 from node.errors import (
+    BlobDamaged,
     BodyCut,
+    DigestMismatch,
     MetadataUnavailable,
     StorageFailed,
     StorageFull,
@@ -57,6 +60,15 @@ class Upload:
         return self.session.offset
 
 
+class _Received(NamedTuple):
+    """A request's body in its piece; how it was cut; the hash up to its end, if it is known."""
+
+    writer: PieceWriter
+    piece: Piece
+    cut: BodyCut | None
+    verifier: Verifier | None
+
+
 class Uploads:
     """The uploads of one site.
 
@@ -80,8 +92,9 @@ class Uploads:
         self._new_id = new_id
         self._clock_ms = clock_ms
         self._reserve_bytes = reserve_bytes
-        # Offset and hash of what this process wrote all of.
-        self._hashes: dict[SessionId, tuple[int, Verifier]] = {}
+        # The hash of what this process wrote all of, and of just which pieces: two requests may
+        # write at one offset, and only one of them becomes part of the session.
+        self._hashes: dict[SessionId, tuple[tuple[Piece, ...], Verifier]] = {}
 
     async def ensure_room(self) -> None:
         """Refuse to take more when the store is down to its reserve.
@@ -141,10 +154,20 @@ class Uploads:
         The bytes are whatever reached the files; `finish` verifies the whole.
 
         Raises:
-            UploadOutOfOrder, UploadUnknown: Somebody else goes on with the session, or ended it.
+            UploadOutOfOrder, UploadUnknown: Somebody else goes on with the session, or ended it;
+                or its bytes were lost, and now it is ended.
         """
         standing = await self._blobs.recover(upload.session_id)
-        for piece in standing[len(upload.session.pieces) :]:
+        recorded = upload.session.pieces
+        lost = any(
+            held is None or held.length < piece.length
+            for piece, held in zip_longest(recorded, standing[: len(recorded)])
+        )
+        target = upload.session.target
+        if lost and not (target and await self._is_published(upload, recorded, target)):
+            await self._give_up(upload)
+            raise UploadUnknown(upload.session_id)
+        for piece in standing[len(recorded) :]:
             upload = await self._record(upload, piece)
         return upload
 
@@ -156,19 +179,26 @@ class Uploads:
             BodyCut: As the body raised it; the session has what came before.
             StorageFull, StorageFailed: Nothing of the body was kept.
         """
-        piece, cut = await self._receive(upload, body)
-        grown = await self._record(upload, piece)
-        if cut is not None:
-            raise cut
+        received = await self._receive(upload, body)
+        try:
+            grown = await self._record(upload, received.piece)
+        except UploadOutOfOrder:
+            await received.writer.drop()
+            raise
+        except UploadUnknown:
+            await self._blobs.abort(upload.session_id)
+            raise
+        if received.verifier is not None:
+            self._remember(upload.session_id, grown.session.pieces, received.verifier)
+        if received.cut is not None:
+            raise received.cut
         return grown
 
-    async def _receive(
-        self, upload: Upload, body: AsyncIterator[bytes]
-    ) -> tuple[Piece, BodyCut | None]:
-        hashed, verifier = self._hashes.pop(upload.session_id, (0, Verifier()))
-        known = hashed == upload.offset
+    async def _receive(self, upload: Upload, body: AsyncIterator[bytes]) -> _Received:
+        """Write a body to a piece of its own, hashed if all that came before was hashed here."""
         pieces = upload.session.pieces
-        writer = self._blobs.piece(upload.session_id, len(pieces), verifier if known else None)
+        verifier = self._known_hash(upload.session_id, pieces)
+        writer = self._blobs.piece(upload.session_id, len(pieces), verifier)
         cut = None
         try:
             try:
@@ -176,7 +206,7 @@ class Uploads:
                     await writer.write(chunk)
             except BodyCut as err:
                 cut = err
-            piece = await writer.seal()
+            return _Received(writer, await writer.seal(), cut, verifier)
         except asyncio.CancelledError:
             # A replicator that stops leaves what it has fetched to `recover`.
             if upload.session.target is None:
@@ -185,14 +215,18 @@ class Uploads:
         except BaseException:
             await writer.drop()
             raise
-        if known:
-            self._remember(upload.session_id, upload.offset + piece.length, verifier)
-        return piece, cut
 
-    def _remember(self, session_id: SessionId, offset: int, verifier: Verifier) -> None:
+    def _known_hash(self, session_id: SessionId, pieces: tuple[Piece, ...]) -> Verifier | None:
+        """The running hash of just these pieces, taken out of memory; None if it is not known."""
+        hashed, verifier = self._hashes.pop(session_id, ((), Verifier()))
+        return verifier if hashed == pieces else None
+
+    def _remember(
+        self, session_id: SessionId, pieces: tuple[Piece, ...], verifier: Verifier
+    ) -> None:
         while len(self._hashes) >= _HASHES:
             self._hashes.pop(next(iter(self._hashes)))
-        self._hashes[session_id] = (offset, verifier)
+        self._hashes[session_id] = (pieces, verifier)
 
     async def _record(self, upload: Upload, piece: Piece) -> Upload:
         """Append the piece to the session, if the session is still as it was."""
@@ -210,9 +244,8 @@ class Uploads:
             return Upload(upload.session_id, session, outcome.revision)
         entry = (await self._decider.look([only(key)])).entry(key)
         now = _upload(upload.session_id, entry)
-        if now is not None and piece in now.session.pieces:
+        if now is not None and now.session.pieces == session.pieces:
             return now  # the reply was lost, not the write
-        self._hashes.pop(upload.session_id, None)
         if isinstance(outcome, Unknown):
             raise MetadataUnavailable(outcome.reason)
         if now is None:
@@ -228,30 +261,67 @@ class Uploads:
 
         Raises:
             DigestMismatch: The bytes are not what was promised; the session is gone.
-            UploadOutOfOrder, UploadUnknown: Somebody else went on with, or ended, the session.
+            UploadOutOfOrder, UploadUnknown: Somebody else went on with, or ended, the session; or
+                its bytes were lost, and now it is ended.
             BodyCut: As the body raised it; the session has what came before.
+            StorageFull, StorageFailed: The store refused; after a failed sync the session is gone.
         """
         pieces = upload.session.pieces
+        verifier: Verifier | None
         if body is not None or not pieces:
-            piece, cut = await self._receive(upload, _nothing() if body is None else body)
-            if cut is not None:
-                await self._record(upload, piece)
-                raise cut
-            pieces = (*pieces, piece) if piece.length or not pieces else pieces
-        await self._verify(upload, pieces, digest)
-        copy = await self._publish(upload.session_id, pieces, digest)
+            received = await self._receive(upload, _nothing() if body is None else body)
+            if received.cut is not None:
+                await self._record(upload, received.piece)
+                raise received.cut
+            verifier = received.verifier
+            pieces = (*pieces, received.piece) if received.piece.length or not pieces else pieces
+        else:
+            verifier = self._known_hash(upload.session_id, pieces)
+        await self._verify(upload, pieces, digest, verifier)
+        try:
+            copy = await self._publish(upload.session_id, pieces, digest)
+        except (StorageFailed, UploadUnknown):
+            # A sync that failed is never tried again: the pages it lost would pass for written.
+            await self._give_up(upload)
+            raise
         await self._settle(upload, digest, copy)
 
-    async def _verify(self, upload: Upload, pieces: tuple[Piece, ...], digest: Digest) -> None:
-        length = sum(piece.length for piece in pieces)
-        hashed, verifier = self._hashes.pop(upload.session_id, (-1, Verifier()))
-        if hashed != length or verifier.algorithm != digest.algorithm:
-            verifier = await self._blobs.hash(upload.session_id, pieces, digest.algorithm)
+    async def _verify(
+        self,
+        upload: Upload,
+        pieces: tuple[Piece, ...],
+        digest: Digest,
+        verifier: Verifier | None,
+    ) -> None:
+        if verifier is None or verifier.algorithm != digest.algorithm:
+            try:
+                verifier = await self._blobs.hash(upload.session_id, pieces, digest.algorithm)
+            except UploadUnknown:
+                # Verified and published before, by a request that did not get to its end?
+                if await self._is_published(upload, pieces, digest):
+                    return
+                await self._give_up(upload)
+                raise
         try:
             verifier.verify(digest)
-        except BaseException:
-            await self.abort(upload)
+        except DigestMismatch:
+            await self._give_up(upload)
             raise
+
+    async def _is_published(
+        self, upload: Upload, pieces: tuple[Piece, ...], digest: Digest
+    ) -> bool:
+        try:
+            copy = await self._blobs.open(digest, Generation(upload.session_id))
+        except BlobDamaged:
+            return False
+        copy.close()
+        return copy.size == sum(piece.length for piece in pieces)
+
+    async def _give_up(self, upload: Upload) -> None:
+        """End a session that can't be finished, unless somebody else goes on with it."""
+        with suppress(UploadUnknown, UploadOutOfOrder, MetadataUnavailable):
+            await self.abort(upload)
 
     async def _publish(
         self, session_id: SessionId, pieces: tuple[Piece, ...], digest: Digest

@@ -29,6 +29,7 @@ from node.errors import (
     PeerUnavailable,
     StorageFull,
     Unavailable,
+    UploadUnknown,
 )
 from node.manifest import Descriptor
 from node.reference import Repository
@@ -196,7 +197,10 @@ class Transfer:
         standing = (await self._uploads.fetching()).get(digest)
         if standing is None:
             return await self._uploads.start(repository, digest), False
-        return await self._uploads.recover(standing), True
+        try:
+            return await self._uploads.recover(standing), True
+        except UploadUnknown:
+            return await self._uploads.start(repository, digest), False
 
     async def _fill(self, upload: Upload, repository: Repository, digest: Digest) -> Upload:
         """Append to the session until it has all bytes; a cut costs a connection, not the bytes."""

@@ -106,9 +106,15 @@ class MemoryBlobs:
         await asyncio.sleep(0)
         self.faults.strike(Call.PUBLISH)
         generation = Generation(session)
-        self.copies[digest, generation] = self._join(session, pieces)
-        if len(pieces) == 1:
-            del self._pieces[session][pieces[0].name]
+        try:
+            self.copies[digest, generation] = self._join(session, pieces)
+        except UploadUnknown:
+            published = self.copies.get((digest, generation))
+            if published is None or len(published) != sum(piece.length for piece in pieces):
+                raise
+        else:
+            if len(pieces) == 1:
+                del self._pieces[session][pieces[0].name]
         await asyncio.sleep(0)
         self.faults.strike(Call.PUBLISHED)
         return generation

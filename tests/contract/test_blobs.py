@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -156,16 +157,17 @@ async def test_a_piece_that_is_not_there_is_an_unknown_upload(
         await blobs.open(digest, Generation(SESSION))
 
 
-async def test_a_session_is_finished_once(blobs: BlobStore) -> None:
-    """Who comes second finds no piece, and the copy of the first is not touched."""
+async def test_publishing_twice_is_publishing_once(blobs: BlobStore) -> None:
+    """Who comes second, or again after a crash, finds the copy, and it is not touched."""
     piece = await put_piece(blobs, SESSION, 0, LARGE)
     digest = Digest.of(LARGE)
-    outcomes = await asyncio.gather(
-        *(blobs.publish(SESSION, [piece], digest) for _ in range(3)), return_exceptions=True
-    )
-    assert outcomes.count(Generation(SESSION)) == 1
-    assert sum(isinstance(outcome, UploadUnknown) for outcome in outcomes) == 2
+    outcomes = await asyncio.gather(*(blobs.publish(SESSION, [piece], digest) for _ in range(3)))
+    assert outcomes == [Generation(SESSION)] * 3
     assert await content_of(blobs, digest, Generation(SESSION)) == LARGE
+    with pytest.raises(UploadUnknown):
+        await blobs.publish(SESSION, [piece], Digest.of(b"other"))
+    with pytest.raises(UploadUnknown):
+        await blobs.publish(SESSION, [replace(piece, length=piece.length - 1)], digest)
 
 
 async def test_two_writers_of_one_number_never_share_a_file(blobs: BlobStore) -> None:

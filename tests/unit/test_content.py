@@ -10,10 +10,12 @@ from node import keys
 from node.blobs import SessionId
 from node.digest import Algorithm, Digest
 from node.errors import (
+    BlobDamaged,
     BlobUnknown,
     BodyCut,
     DigestMismatch,
     InUse,
+    MetadataUnavailable,
     StorageFull,
     UploadOutOfOrder,
     UploadUnknown,
@@ -293,3 +295,61 @@ async def test_what_says_that_an_operation_was_applied_goes_away() -> None:
     seconds = 3 * 3600.0
     (operations,) = (await model.kv.read([prefix(b"o/")])).ranges
     assert operations == ()
+
+
+async def test_a_body_that_lost_the_race_never_lends_its_hash(model: Model) -> None:
+    """Two requests write at one offset: the digest of one never names the bytes of the other."""
+    stale = await model.uploads.start(REPOSITORY)
+    mine, theirs = b"m" * 10, b"t" * 10
+    upload = await model.uploads.append(stale, chunks(mine))
+    with pytest.raises(UploadOutOfOrder):
+        await model.uploads.append(stale, chunks(theirs))
+    with pytest.raises(DigestMismatch):
+        await model.uploads.finish(upload, Digest.of(theirs))
+
+
+async def test_a_refused_append_never_lends_its_hash(model: Model) -> None:
+    """What a gateway could not record is forgotten, hash and all."""
+    stale = await model.uploads.start(REPOSITORY)
+    model.kv.faults = once(Fault.REFUSED)
+    with pytest.raises(MetadataUnavailable):
+        await model.uploads.append(stale, chunks(b"m" * 10))
+    other = Model(model.kv, model.blobs, site="fra#2")
+    upload = await other.uploads.append(stale, chunks(b"t" * 10))
+    with pytest.raises(DigestMismatch):
+        await model.uploads.finish(upload, Digest.of(b"m" * 10))
+
+
+async def test_a_finish_that_was_refused_may_be_repeated(model: Model) -> None:
+    """The copy has its name and the KV refused: the client's next try finds it and succeeds."""
+    digest = Digest.of(b"hello")
+    upload = await model.uploads.append(await model.uploads.start(REPOSITORY), chunks(b"hello"))
+    model.kv.faults = once(Fault.REFUSED)
+    with pytest.raises(MetadataUnavailable):
+        await model.uploads.finish(upload, digest)
+    again = Model(model.kv, model.blobs, site="fra#2")
+    await again.uploads.finish(await again.uploads.resume(REPOSITORY, upload.session_id), digest)
+    assert await model.content.read(digest) == b"hello"
+
+
+async def test_a_session_whose_bytes_are_lost_ends(model: Model) -> None:
+    """A power cut took the pieces: nothing waits for them for ever."""
+    digest = Digest.of(b"hello")
+    upload = await model.uploads.append(
+        await model.uploads.start(REPOSITORY, digest), chunks(b"hello")
+    )
+    await model.blobs.abort(upload.session_id)
+    with pytest.raises(UploadUnknown):
+        await model.uploads.recover(upload)
+    assert _sessions(model) == []
+
+
+async def test_a_copy_that_was_cut_short_is_healed_by_a_push(model: Model) -> None:
+    """A copy of the wrong length is damaged, for a reader and for the next push alike (P9)."""
+    digest = await model.upload(b"hello")
+    old = (await model.content.stat(REPOSITORY, digest)).record.generation
+    model.blobs.damage(digest, old, b"hel")
+    with pytest.raises(BlobDamaged):
+        await model.content.read(digest)
+    await model.upload(b"hello")
+    assert await model.content.read(digest) == b"hello"

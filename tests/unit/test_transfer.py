@@ -109,7 +109,7 @@ async def _has(model: Model, repository: Repository = REPOSITORY) -> bool:
         blob = await model.content.stat(repository, LARGE.digest)
     except BlobUnknown:
         return False
-    opened = await model.content.open(LARGE.digest, blob.record.generation)
+    opened = await model.content.open(LARGE.digest, blob.record)
     return await opened.read(0, 1000) == CONTENT
 
 
