@@ -124,7 +124,7 @@ class Turnstile:
     def _enter(self) -> bool:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError:  # held, or locks do not work here: it is a courtesy
             return False
         return True
 

@@ -193,7 +193,7 @@ class Writer(_Worker):
         group: list[tuple[Job, object]] = []
         try:
             batch = self._begin()
-        except sqlite3.Error as error:
+        except Exception as error:  # noqa: BLE001 - the writer lives on, whatever it was
             # Who queued up behind would only wait as long again.
             self._abandon(error, [first, *self._drain()])
             return
