@@ -132,12 +132,17 @@ Result: TypeAlias = Applied | Parked
 
 @dataclass(slots=True)
 class _Work:
-    """What is known about one change in work; `late` says what of the asked-for did not apply."""
+    """What is known about one change in work.
+
+    `late` says what of the asked-for did not apply; `media_type` is what a manifest was here while
+    it lived.
+    """
 
     change: Change
     depth: int
     told: dict[Name, Change | None] = field(default_factory=dict)
     manifest: Manifest | None = None
+    media_type: str | None = None
     late: str = ""
 
 
@@ -184,6 +189,8 @@ class Apply:
 
     async def _manifest(self, name: ManifestName, work: _Work) -> ManifestStep:
         held = await self._replica.manifest(name, work.manifest)
+        if (shown := held.register.shown()) is not None:
+            work.media_type = shown.media_type
         step = plan_manifest(name, work.change, held, work.told)
         match step:
             case Done() | Wait():
@@ -195,7 +202,7 @@ class Apply:
             case Ask(names=names):
                 await self._ask(names, work)
             case _:
-                await self._land(name, held, step)
+                await self._land(name, held, step, work)
         return step
 
     async def _land(
@@ -203,6 +210,7 @@ class Apply:
         name: ManifestName,
         held: HeldManifest,
         step: ApplyManifest | Bury | Keep | Clear,
+        work: _Work,
     ) -> None:
         """Try a write once; whether it landed shows at the next look."""
         match step:
@@ -213,11 +221,7 @@ class Apply:
             case Keep(merged=merged):
                 await self._replica.keep(name, held, merged)
             case Clear():
-                # Its media type died with it, but a body shows well enough what it refers to.
-                body = await self._bodies.read(name.digest)
-                await self._replica.clear(
-                    name, None if body is None else parse_manifest(body, None)
-                )
+                await self._replica.clear(name, await self._dead(name.digest, work))
             case _:
                 assert_never(step)
 
@@ -246,6 +250,18 @@ class Apply:
                 body = await self._source.body(name.repository, name.digest, step.size)
             await self._bodies.store(name.repository, name.digest, body)
         return parse_manifest(body, step.media_type)
+
+    async def _dead(self, digest: Digest, work: _Work) -> Manifest | None:
+        """What a dead manifest referred to, as far as its body still shows it."""
+        body = await self._bodies.read(digest)
+        if body is None:
+            return None
+        try:
+            return parse_manifest(body, work.media_type)
+        except ManifestInvalid:
+            # Its media type died with it, and without that not every body says what it is: its
+            # references stay until they are rebuilt, but it must not hold up its repository.
+            return None
 
     async def _ask(self, names: Sequence[Name], work: _Work) -> None:
         """Ask the source, and apply what it tells; what does not apply is seen at the next look."""
