@@ -145,8 +145,12 @@ class FeedSource:
         return Batch(self._site.record.incarnation, changes, cut.revision, scanning, head)
 
     async def _with_bodies(self, planned: Sequence[Planned]) -> list[Change]:
-        async with asyncio.TaskGroup() as group:
-            work = [group.create_task(self._with_body(one)) for one in planned]
+        try:
+            async with asyncio.TaskGroup() as group:
+                work = [group.create_task(self._with_body(one)) for one in planned]
+        except ExceptionGroup as several:
+            # Whichever came first ended the others; a group has no status to answer a peer with.
+            raise several.exceptions[0] from None
         return [task.result() for task in work]
 
     async def _with_body(self, planned: Planned) -> Change:

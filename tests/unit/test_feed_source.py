@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 
 import pytest
 
 from node import keys
 from node.digest import Algorithm, Digest
+from node.errors import MetadataUnavailable, PeerUnavailable
+from node.keys import ManifestName
 from node.kv import Put
 from node.manifest import OCI_MANIFEST
 from node.records import Cursor, Pushed
@@ -16,6 +20,7 @@ from node.register import Dot, Register
 from node.wire import codec, feed_codec
 from node.wire.feed_codec import BATCH_BYTES, BATCH_CHANGES, MESSAGE_BYTES, Batch
 from replicator.book import Ledger
+from replicator.feed_client import FeedClient
 from tests.fake_kv import MemoryKV
 from tests.feeds import feed, told
 from tests.model import REPOSITORY, Model
@@ -106,3 +111,33 @@ async def test_large_registers_of_one_revision_are_told_apart(model: Model) -> N
     found = await _told(model, before, 4)
     assert max(map(_bytes, found)) <= MESSAGE_BYTES
     assert sum(len(batch.changes) for batch in found) == 4
+
+
+async def _changes(client: FeedClient) -> None:
+    async with told(client, Cursor("", 0)) as (_, batches):
+        await anext(batches)
+
+
+async def _repository(client: FeedClient) -> None:
+    async with aclosing(client.repository(REPOSITORY)) as batches:
+        await anext(batches)
+
+
+async def _keys(client: FeedClient) -> None:
+    await client.keys([ManifestName(REPOSITORY, _digest(n)) for n in range(3)])
+
+
+@pytest.mark.parametrize("ask", [_changes, _repository, _keys])
+async def test_metadata_that_goes_away_between_bodies_is_weather(
+    model: Model, ask: Callable[[FeedClient], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer is told so, not that something unknown is wrong."""
+    await _write(model, 3)
+
+    async def read(digest: Digest) -> bytes:
+        raise MetadataUnavailable(f"no answer about {digest}")
+
+    monkeypatch.setattr(model.content, "read", read)
+    async with feed(model) as client:
+        with pytest.raises(PeerUnavailable, match=r"unavailable: .*no answer about"):
+            await ask(client)
