@@ -206,13 +206,17 @@ class Registry:
             await self._metadata.delete_manifest(repository, reference, manifest, actor)
 
     async def _parsed(self, repository: Repository, digest: Digest) -> Manifest | None:
-        """A live manifest's contents; None where its body is damaged."""
-        resolved = await self._metadata.resolve(repository, digest)
+        """A manifest's contents, live or just deleted; None where its body is damaged or gone."""
+        try:
+            media_type = (await self._metadata.resolve(repository, digest)).media_type
+        except ManifestUnknown:
+            media_type = None  # its body says well enough what it refers to
         try:
             body = self._bodies.get(digest) or await self._content.read(digest)
-            return parse_manifest(body, resolved.media_type)
+            return parse_manifest(body, media_type)
         except (BlobDamaged, BlobUnknown, ManifestInvalid):
-            _log.warning("manifest deleted unread", repository=repository, digest=str(digest))
+            if media_type is not None:
+                _log.warning("manifest deleted unread", repository=repository, digest=str(digest))
             return None
 
     # --- blobs

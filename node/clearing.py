@@ -44,6 +44,21 @@ async def clear(
     await forget(decider, repository)
 
 
+def traces(repository: Repository, digest: Digest) -> list[Range]:
+    """What must be read to know whether a manifest `is_uncleared`."""
+    return [
+        manifest_range(repository, digest),
+        keys.tags_of(repository, digest, 1),
+        only(keys.reference(digest, repository, digest)),
+    ]
+
+
+def is_uncleared(seen: Seen, repository: Repository, digest: Digest) -> bool:
+    """Whether a manifest is dead and `clear` has something left to do; its traces were read."""
+    left = any(seen.entries(within) for within in traces(repository, digest)[1:])
+    return left and not is_live(seen, repository, digest)
+
+
 async def _drop_tags(decider: Decider, repository: Repository, digest: Digest) -> bool:
     """Drop it from some of its tags; whether there may be more."""
     within = keys.tags_of(repository, digest, TAGS_AT_ONCE)

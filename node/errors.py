@@ -242,12 +242,13 @@ class BlobDamaged(Unavailable):
 
 
 class PeerUnavailable(Unavailable):
-    """A peer could not be reached, or answered with an error."""
+    """A peer could not be reached, or answered with an error; `reached` says which."""
 
-    def __init__(self, site: str, reason: str) -> None:
+    def __init__(self, site: str, reason: str, *, reached: bool = True) -> None:
         super().__init__(f"peer {site}: {reason}")
         self.site = site
         self.reason = reason
+        self.reached = reached
 
 
 class PeerLied(Unavailable):

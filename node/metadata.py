@@ -15,7 +15,7 @@ from typing import Final, TypeAlias, TypeVar
 from node import keys
 from node.blob_transactions import Copy
 from node.blobs import Generation
-from node.clearing import clear
+from node.clearing import clear, is_uncleared, traces
 from node.digest import Digest
 from node.errors import ManifestUnknown, NameUnknown
 from node.kv import Entry, Range, Snapshot, only
@@ -120,15 +120,20 @@ class Metadata:
     async def _resolve_tag(self, repository: Repository, tag: Tag) -> _Found:
         key = keys.tag(repository, tag)
         seen = await self._decider.look([only(key)])
-        register = register_at(seen, key)
-        siblings = sibling_ranges(repository, [register])
-        seen = seen.also(await self._decider.look(siblings))
+        while True:
+            entry = seen.entry(key)
+            register = register_at(seen, key)
+            # The tag again, beside its manifests: what one moment says of all of them.
+            ranges = [only(key), *sibling_ranges(repository, [register])]
+            seen = await self._decider.look(ranges)
+            if seen.entry(key) == entry:
+                break
         live = {d for d in digests(register) if is_live(seen, repository, d)}
         shown = register.shown(lambda value: value.digest in live)
         if shown is None:
             raise ManifestUnknown(tag)
         resolved = Resolved(shown.digest, shown.media_type, shown.size, len(live))
-        return resolved, [only(key), *siblings], seen
+        return resolved, ranges, seen
 
     # --- lists
 
@@ -171,10 +176,19 @@ class Metadata:
             BlobUnknown: The site has no sound copy of its body and none was brought.
             UploadUnknown: The session of the body's copy is gone.
         """
-        ranges = commit_ranges(push, copy)
+        ranges = [*commit_ranges(push, copy), *traces(push.repository, push.digest)]
+
+        async def read() -> Seen:
+            seen = await self._decider.look(ranges)
+            if is_uncleared(seen, push.repository, push.digest):
+                # Tags of a delete that was cut short must not come back with this push (P6).
+                await clear(self._decider, push.repository, push.digest, push.manifest)
+                seen = await self._decider.look(ranges)
+            return seen
+
         await self._decider.decide(
             push.repository,
-            lambda: self._decider.look(ranges),
+            read,
             lambda txn: commit(txn, push, copy, damaged),
             push.op,
         )
@@ -216,9 +230,16 @@ class Metadata:
             tags[:] = found
             return seen
 
-        await self._decider.decide(
-            repository, read, lambda txn: delete_manifest(txn, digest, tags, op, actor), op
-        )
+        try:
+            await self._decider.decide(
+                repository, read, lambda txn: delete_manifest(txn, digest, tags, op, actor), op
+            )
+        except ManifestUnknown:
+            # The second try of a delete that was cut short finishes the first.
+            seen = await self._decider.look(traces(repository, digest))
+            if is_uncleared(seen, repository, digest):
+                await clear(self._decider, repository, digest, manifest)
+            raise
         await clear(self._decider, repository, digest, manifest)
 
     async def _around(self, repository: Repository, digest: Digest) -> tuple[Seen, list[Tag]]:

@@ -130,7 +130,7 @@ class Remote:
                 self._url + path, headers=headers, allow_redirects=False
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as err:
-            raise PeerUnavailable(self._site, _reason(err)) from err
+            raise PeerUnavailable(self._site, _reason(err), reached=False) from err
         try:
             yield answer
         finally:

@@ -73,4 +73,8 @@ def error_of(site: str, error: AioRpcError) -> RegistryError:
         return Unauthenticated(f"peer {site} does not know us: {details}")
     if code in {StatusCode.PERMISSION_DENIED, StatusCode.FAILED_PRECONDITION}:
         return Denied(f"peer {site} refused: {details}")
-    return PeerUnavailable(site, f"{code.name.lower().replace('_', ' ')}: {details}"[:500])
+    return PeerUnavailable(
+        site,
+        f"{code.name.lower().replace('_', ' ')}: {details}"[:500],
+        reached=code not in {StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED},
+    )

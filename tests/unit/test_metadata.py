@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from node import keys
@@ -11,9 +13,10 @@ from node.errors import (
     InUse,
     ManifestReferencesUnknown,
     ManifestUnknown,
+    MetadataUnavailable,
     NameUnknown,
 )
-from node.kv import Put
+from node.kv import Put, Range, Snapshot
 from node.manifest import OCI_INDEX, OCI_MANIFEST, parse_manifest
 from node.manifest_transactions import Push
 from node.reference import Reference, Tag
@@ -283,3 +286,52 @@ async def test_lost_replies_change_no_answer(model: Model, fault: Fault) -> None
     model.kv.faults = once(fault)
     await model.metadata.delete_manifest(REPOSITORY, Digest.of(body), manifest)
     assert await _shows(model, V2) is None
+
+
+async def _cut_delete(model: Model, digest: Digest, body: bytes) -> None:
+    """Delete a manifest, with a KV that goes away right after the deciding transaction."""
+    refused: list[Fault | None] = [None, *[Fault.REFUSED] * 5]
+    model.kv.faults = once(*refused)
+    with pytest.raises(MetadataUnavailable):
+        await model.metadata.delete_manifest(REPOSITORY, digest, parse_manifest(body, None))
+    model.kv.faults = once()
+
+
+async def test_a_delete_that_was_cut_short_is_finished_by_the_next(model: Model) -> None:
+    """The client tries again and is told 404, and nothing of the manifest is left."""
+    digest, body = await model.image(*(f"v{n}" for n in range(50)))
+    await _cut_delete(model, digest, body)
+    with pytest.raises(ManifestUnknown):
+        await model.metadata.delete_manifest(REPOSITORY, digest, parse_manifest(body, None))
+    entries = model.kv.entries()
+    assert not any(key.startswith((b"l/", b"tr/", b"r/", b"c/")) for key in entries)
+
+
+async def test_a_push_brings_no_deleted_tag_back(model: Model) -> None:
+    """After a delete that was cut short, pushing the manifest shows the pushed tag alone (P6)."""
+    digest, body = await model.image(*(f"v{n}" for n in range(50)))
+    await _cut_delete(model, digest, body)
+    await model.push(body, "new")
+    assert await model.metadata.tags(REPOSITORY, None, 99) == (["new"], False)
+
+
+async def test_a_tag_that_always_shows_something_is_never_unknown(model: Model) -> None:
+    """A tag that moves between two reads, its old manifest deleted, is read again (P2)."""
+    old, old_body = await model.image("v1", layer=b"old")
+    new_body = image_body(await model.upload(b"{}"))
+    reads = 0
+
+    class _Moving(MemoryKV):
+        async def read(self, ranges: Sequence[Range]) -> Snapshot:
+            nonlocal reads
+            reads += 1
+            if reads == 2:
+                await writer.push(new_body, "v1")
+                await writer.metadata.delete_manifest(
+                    REPOSITORY, old, parse_manifest(old_body, None)
+                )
+            return await model.kv.read(ranges)
+
+    writer = Model(model.kv, model.blobs, site="fra#2")
+    reader = Model(_Moving(), model.blobs, site="fra#3")
+    assert await _shows(reader, V1) == Digest.of(new_body)
