@@ -23,6 +23,8 @@ from node.errors import RegistryError
 
 _NOTHING: Final = "none"
 _READS: Final = frozenset({"GET", "HEAD"})
+# The steps of an upload write nothing that anybody sees; its end is the line.
+_STEPS: Final = frozenset({Endpoint.START_UPLOAD, Endpoint.APPEND_UPLOAD})
 
 Handler: TypeAlias = Callable[[web.BaseRequest, Target], Awaitable[Answer | web.StreamResponse]]
 
@@ -73,7 +75,7 @@ class Gate:
         self._counts.add(endpoint or _NOTHING, answer.status, duration_s)
         if error is not None:
             answer = self._report(request, answer, error)
-        elif request.method not in _READS:
+        elif request.method not in _READS and endpoint not in _STEPS:
             _log.info("request", **_said(request, answer), duration_s=round(duration_s, 4))
         return self._response(request, answer)
 
