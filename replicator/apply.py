@@ -122,9 +122,13 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """The change can't be applied yet, for this reason; nothing of it is shown."""
+    """The change can't be applied yet, for this reason; nothing of it is shown.
+
+    `everywhere`: the reason is the peer's or this site's, so other changes will fail with it too.
+    """
 
     reason: str
+    everywhere: bool = False
 
 
 Result: TypeAlias = Applied | Parked
@@ -143,7 +147,7 @@ class _Work:
     told: dict[Name, Change | None] = field(default_factory=dict)
     manifest: Manifest | None = None
     media_type: str | None = None
-    late: str = ""
+    late: Parked | None = None
 
 
 class Apply:
@@ -164,7 +168,7 @@ class Apply:
         try:
             return await self._apply(change, depth=0)
         except _PARKS as err:
-            return Parked(str(err))
+            return Parked(str(err), _everywhere(err))
 
     async def _apply(self, change: Change, depth: int) -> Result:
         if depth > _DEPTH:
@@ -175,7 +179,9 @@ class Apply:
             if isinstance(step, Done | Clear):
                 return Applied()
             if isinstance(step, Wait):
-                return Parked(f"{step.reason}: {work.late}" if work.late else step.reason)
+                if work.late is None:
+                    return Parked(step.reason)
+                return Parked(f"{step.reason}: {work.late.reason}", work.late.everywhere)
         return Parked("it changes faster than it can be applied")
 
     # --- one round: look, plan, do
@@ -273,4 +279,11 @@ class Apply:
                 continue
             result = await self._apply(answer, work.depth + 1)
             if isinstance(result, Parked):
-                work.late = result.reason
+                work.late = result
+
+
+def _everywhere(error: Exception) -> bool:
+    """Whether other changes will fail for the same reason."""
+    return isinstance(error, StorageFull) or (
+        isinstance(error, PeerUnavailable) and not error.reached
+    )

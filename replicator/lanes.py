@@ -32,7 +32,9 @@ CATCHING_UP: Final = 8
 OVERDUE_S: Final = 10.0
 # Changes that wait in all lanes; the feed is not read on beyond that.
 MOST_WAITING: Final = 2000
-# A catch-up that fails this often is left for later: the reason is likely the same for the rest.
+# A catch-up in which so many changes in a row fail for a reason that is not their own, as a peer
+# that is away or a full disk, is left for later.  What is wrong with a change itself stops nothing:
+# else the changes behind five that can never be applied would never be reached.
 _FAILURES: Final = 5
 _KV_ATTEMPTS: Final = 3
 _KV_PAUSE_S: Final = 0.2
@@ -222,7 +224,7 @@ class Lanes:
             except Exception as err:  # noqa: BLE001 - one bad change must not stop all others
                 _log.exception("a change could not be applied", name=change.name)
                 return Parked(f"internal error: {type(err).__name__}")
-        return Parked("the metadata does not answer")
+        return Parked("the metadata does not answer", everywhere=True)
 
     # --- catching up
 
@@ -242,20 +244,21 @@ class Lanes:
 
     async def _from_state(self, repository: Repository) -> tuple[int, str]:
         """Apply all that the source has: as of which revision, and what kept something from it."""
-        as_of, failures = 0, list[str]()
+        as_of, failure, in_a_row = 0, "", 0
         async with aclosing(self._repository(repository)) as batches:
             async for batch in batches:
                 for change in sorted(batch.changes, key=_order):
                     result = await self._apply(change)
                     if isinstance(result, Parked):
-                        failures.append(result.reason)
-                    if len(failures) == _FAILURES:
-                        return 0, failures[0]
+                        failure = failure or result.reason
+                    in_a_row = in_a_row + 1 if _is_everywhere(result) else 0
+                    if in_a_row == _FAILURES:
+                        return 0, failure
                 if not batch.scanning:
                     as_of = batch.revision
         if not as_of:
-            failures.append("the source ended its answer too early")
-        return as_of, failures[0] if failures else ""
+            failure = failure or "the source ended its answer too early"
+        return as_of, failure
 
     async def _until_due(self, repository: Repository) -> None:
         while (left := self.parks.due_in(repository)) > 0:
@@ -264,6 +267,10 @@ class Lanes:
                     await self._hurried.wait()
             except TimeoutError:
                 continue
+
+
+def _is_everywhere(result: Result) -> bool:
+    return isinstance(result, Parked) and result.everywhere
 
 
 def _order(change: Change) -> tuple[int, bool]:

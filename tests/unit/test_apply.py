@@ -8,22 +8,28 @@ import pytest
 
 from node.change import Change
 from node.digest import Digest
-from node.keys import ManifestName, Name
-from node.manifest import OCI_ARTIFACT
-from node.register import Register
+from node.errors import PeerLied, PeerUnavailable, StorageFull
+from node.keys import ManifestName, Name, TagName
+from node.manifest import OCI_ARTIFACT, OCI_MANIFEST
+from node.records import Pushed
+from node.reference import Tag
+from node.register import Dot, Register
 from node.replica import Replica
-from replicator.apply import Applied, Apply
+from replicator.apply import Applied, Apply, Parked
 from replicator.bodies import Bodies
 from tests.fake_kv import MemoryKV
 from tests.model import REPOSITORY, Model, descriptor
 
 
 class _Silent:
-    """A source that is asked for nothing, and a transfer that has nothing to bring."""
+    """A source that answers nothing, or this error, and a transfer that has nothing to bring."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self._error = error
 
     async def keys(self, names: object) -> dict[Name, Change | None]:
         """See Source."""
-        raise AssertionError(names)
+        raise self._error or AssertionError(names)
 
     async def body(self, *of: object) -> bytes:
         """See Source."""
@@ -44,8 +50,8 @@ def _replica(model: Model) -> Replica:
     return Replica(model.decider, new_id=model.new_id)
 
 
-def _apply(model: Model) -> Apply:
-    silent = _Silent()
+def _apply(model: Model, error: Exception | None = None) -> Apply:
+    silent = _Silent(error)
     return Apply(_replica(model), silent, silent, Bodies(model.content, model.uploads))
 
 
@@ -81,3 +87,22 @@ async def test_a_dead_body_that_does_not_say_what_it_was_parks_nothing(model: Mo
     held = await _replica(model).manifest(name, None)
     await _replica(model).bury(name, held, tombstone.register)
     assert await _apply(model).apply(tombstone) == Applied()
+
+
+@pytest.mark.parametrize(
+    ("error", "everywhere"),
+    [
+        pytest.param(PeerUnavailable("nyc", "no route", reached=False), True, id="peer away"),
+        pytest.param(StorageFull(0), True, id="disk full"),
+        pytest.param(PeerUnavailable("nyc", "answered 500"), False, id="peer failed at this"),
+        pytest.param(PeerLied("nyc", "a", "b"), False, id="peer lied"),
+    ],
+)
+async def test_what_is_not_the_changes_own_fault_is_told_apart(
+    model: Model, error: Exception, everywhere: bool
+) -> None:
+    """Whoever tries many changes stops at a reason that the others share, and at no other."""
+    _, body = await model.image()
+    shown = Pushed(1, Digest.of(body + b" "), OCI_MANIFEST, len(body) + 1, "op")
+    change = Change(TagName(REPOSITORY, Tag("v1")), Register({"n": 1}, {Dot("n", 1): shown}), 1)
+    assert await _apply(model, error).apply(change) == Parked(str(error), everywhere)

@@ -41,10 +41,13 @@ class _Site:
     applied: list[tuple[Repository, int]] = field(default_factory=list)
     failing: dict[Repository, str] = field(default_factory=dict)
     held: dict[Repository, asyncio.Event] = field(default_factory=dict)
+    tried: list[int] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
     state: dict[Repository, list[Change]] = field(default_factory=dict)
     as_of: int = 0
     unreachable: bool = False
+    bad: frozenset[int] = frozenset()
+    everywhere: bool = False
     now: float = 0.0
 
     async def apply(self, change: Change) -> Result:
@@ -56,7 +59,10 @@ class _Site:
         if self.errors:
             raise self.errors.pop(0)
         if repository in self.failing:
-            return Parked(self.failing[repository])
+            return Parked(self.failing[repository], self.everywhere)
+        self.tried.append(change.revision)
+        if change.revision in self.bad:
+            return Parked(f"{change.revision} is bad", self.everywhere)
         self.applied.append((repository, change.revision))
         return Applied()
 
@@ -168,6 +174,38 @@ async def test_what_came_during_the_catching_up_is_not_forgotten() -> None:
         site.held.pop(A).set()
         await eventually(lambda: lanes.parks.get(A) is None, 5, "it has caught up")
     assert (A, 2) in site.applied
+
+
+async def test_changes_that_can_never_be_applied_stop_no_other() -> None:
+    """A catch-up goes past them, however many they are, and says what was wrong with the first."""
+    state = [_change(A, n) for n in range(1, 21)]
+    site = _Site(bad=frozenset(range(1, 11)), state={A: state}, as_of=20)
+    async with site.lanes() as lanes:
+        lanes.take(_batch(_change(A, 1)))
+        await eventually(lambda: lanes.parks.get(A), 5, "it is parked")
+        lanes.hurry()
+        await eventually(lambda: len(site.tried) == 21, 5, "all of it was tried")
+        park = lanes.parks.get(A)
+    assert [revision for _, revision in site.applied] == list(range(11, 21))
+    assert park is not None
+    assert park.record.reason == "1 is bad"
+
+
+async def test_a_catch_up_ends_early_if_nothing_can_be_applied() -> None:
+    """A peer that is away, or a full disk, is not asked for each of a million changes."""
+    state = [_change(A, n) for n in range(1, 21)]
+    site = _Site(bad=frozenset(range(1, 21)), everywhere=True, state={A: state}, as_of=20)
+    async with site.lanes() as lanes:
+        lanes.take(_batch(_change(A, 1)))
+        await eventually(lambda: lanes.parks.get(A), 5, "it is parked")
+        lanes.hurry()
+
+        def again() -> bool:
+            park = lanes.parks.get(A)
+            return park is not None and park.record.attempts == 2
+
+        await eventually(again, 5, "it was tried again")
+    assert site.tried == [1, 1, 2, 3, 4, 5]
 
 
 async def test_work_that_takes_long_parks_its_repository_and_goes_on(
