@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -161,30 +161,17 @@ class Lanes:
                 return
 
     async def _next(self, repository: Repository, lane: deque[_Waiting]) -> None:
-        await self._places.acquire()
-        held = True
-        if not lane:  # a new life began meanwhile
-            self._places.release()
-            return
-        waiting = lane[0]
-
-        def let_go() -> None:
-            nonlocal held
-            if held:
-                held = False
-                self._places.release()
+        waiting: _Waiting | None = None
 
         def overdue() -> None:
             if lane and lane[0] is waiting:
                 self._park(repository, lane, f"still at work after {OVERDUE_S:g} s")
-            let_go()
 
-        timer = asyncio.get_running_loop().call_later(OVERDUE_S, overdue)
-        try:
+        async with _place(self._places, overdue):
+            if not lane:  # a new life began meanwhile
+                return
+            waiting = lane[0]
             result = await self._apply(waiting.change)
-        finally:
-            timer.cancel()
-            let_go()
         self._ended(repository, lane, waiting, result)
 
     def _ended(
@@ -230,7 +217,7 @@ class Lanes:
 
     async def _catch_up(self, repository: Repository) -> None:
         await self._until_due(repository)
-        async with self._catching_up:
+        async with _place(self._catching_up, _nothing):
             try:
                 as_of, failure = await self._from_state(repository)
             except (RegistryError, FeedDamaged) as err:
@@ -267,6 +254,34 @@ class Lanes:
                     await self._hurried.wait()
             except TimeoutError:
                 continue
+
+
+@asynccontextmanager
+async def _place(places: asyncio.Semaphore, overdue: Callable[[], None]) -> AsyncIterator[None]:
+    """Hold one of some places; whoever is overdue is told so, and goes on without one.
+
+    Else a few that fetch huge blobs would hold up everybody.
+    """
+    await places.acquire()
+    held = True
+
+    def let_go() -> None:
+        nonlocal held
+        held = False
+        places.release()
+        overdue()
+
+    timer = asyncio.get_running_loop().call_later(OVERDUE_S, let_go)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if held:
+            places.release()
+
+
+def _nothing() -> None:
+    """There is nobody to tell: the repository is parked already."""
 
 
 def _is_everywhere(result: Result) -> bool:

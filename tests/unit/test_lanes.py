@@ -226,6 +226,26 @@ async def test_work_that_takes_long_parks_its_repository_and_goes_on(
     assert site.applied == [(B, 2), (A, 1)]
 
 
+async def test_a_catch_up_that_takes_long_keeps_no_other_from_catching_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It gives its place back and goes on without one."""
+    monkeypatch.setattr(lanes_module, "OVERDUE_S", 0.01)
+    monkeypatch.setattr(lanes_module, "CATCHING_UP", 1)
+    site = _Site(failing={A: "no blob", B: "no blob"}, as_of=9)
+    site.state = {A: [_change(A, 1)], B: [_change(B, 2)]}
+    async with site.lanes() as lanes:
+        lanes.take(_batch(_change(A, 1), _change(B, 2)))
+        await eventually(lambda: len(lanes.parks) == 2, 5, "both are parked")
+        site.failing.clear()
+        site.held[A] = asyncio.Event()
+        lanes.hurry()
+        await eventually(lambda: lanes.parks.get(B) is None, 5, "the other has caught up")
+        assert site.applied == [(B, 2)]
+        site.held[A].set()
+        await eventually(lambda: lanes.parks.get(A) is None, 5, "and so has it")
+
+
 async def test_a_kv_that_does_not_answer_once_parks_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
