@@ -2,6 +2,8 @@
 
 Whatever the peer answers is read whole before it is handed on.  What makes no sense raises
 `FeedDamaged`; an answer that refuses us, one of `Refused`; all else is weather, `PeerUnavailable`.
+The peer is asked to filter, and is not trusted to: what this site's filter for it does not take is
+dropped here, so a peer writes to no repository that it was not given.
 """
 
 from __future__ import annotations
@@ -9,8 +11,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import Final, TypeVar
 
+import structlog
 from grpc import ChannelConnectivity, aio
 
 from node.change import Change
@@ -18,7 +22,7 @@ from node.config_models import Peer
 from node.digest import Digest
 from node.errors import Denied, ManifestUnknown, PeerUnavailable
 from node.globs import Filter
-from node.keys import Name
+from node.keys import Name, TagName
 from node.records import Cursor, SiteRecord
 from node.reference import Repository
 from node.remote import Remote
@@ -34,6 +38,8 @@ P = TypeVar("P")
 _CALL_S: Final = 10.0
 # The largest manifest that any site is configured to take.
 _MANIFEST_BYTES: Final = 16 << 20
+
+_log = structlog.stdlib.get_logger(__name__)
 
 
 class FeedDamaged(Exception):
@@ -53,10 +59,14 @@ class FeedStream:
     """An open stream of changes: batches come, acks go."""
 
     def __init__(
-        self, call: aio.StreamStreamCall[pb.ChangesRequest, pb.ChangeBatch], site: str
+        self,
+        call: aio.StreamStreamCall[pb.ChangesRequest, pb.ChangeBatch],
+        site: str,
+        taken: Callable[[Batch], Batch],
     ) -> None:
         self._call = call
         self._site = site
+        self._taken = taken
 
     async def batches(self) -> AsyncGenerator[Batch, None]:
         """Batches until the peer ends the stream.
@@ -69,7 +79,7 @@ class FeedStream:
                 message = await self._call.read()
             if not isinstance(message, pb.ChangeBatch):
                 return
-            yield _read(self._site, feed_codec.read_batch, message)
+            yield self._taken(_read(self._site, feed_codec.read_batch, message))
 
     async def ack(self, cursor: Cursor) -> None:
         """Tell how far the source's life has been applied here.
@@ -97,6 +107,7 @@ class FeedClient:
         self._record = record
         self._remote = remote
         self._filter = Filter(peer.repositories, peer.tags)
+        self._told_of_dropped = False
         self._channel = aio.insecure_channel(str(peer.grpc), options=DIALLER_OPTIONS)
         self._stub = FeedStub(self._channel)
         secret = peer.secret.get_secret_value() if peer.secret else None
@@ -142,7 +153,7 @@ class FeedClient:
         try:
             with _weather(self.site):
                 await call.write(feed_codec.start_message(Start(cursor, self._filter)))
-            yield FeedStream(call, self.site)
+            yield FeedStream(call, self.site, self._taken)
         finally:
             call.cancel()
 
@@ -160,9 +171,25 @@ class FeedClient:
                     message = await call.read()
                 if not isinstance(message, pb.ChangeBatch):
                     return
-                yield _read(self.site, feed_codec.read_batch, message)
+                batch = _read(self.site, feed_codec.read_batch, message)
+                yield self._taken(batch, within=name)
         finally:
             call.cancel()
+
+    def _taken(self, batch: Batch, within: Repository | None = None) -> Batch:
+        """The batch without what was not asked for."""
+        changes = tuple(c for c in batch.changes if self._takes(c.name, within))
+        if len(changes) == len(batch.changes):
+            return batch
+        if not self._told_of_dropped:
+            self._told_of_dropped = True
+            dropped = next(c.name for c in batch.changes if not self._takes(c.name, within))
+            _log.warning("a peer sends what it was not asked for", peer=self.site, name=dropped)
+        return replace(batch, changes=changes)
+
+    def _takes(self, name: Name, within: Repository | None) -> bool:
+        tag = name.tag if isinstance(name, TagName) else None
+        return within in {None, name.repository} and self._filter.takes(name.repository, tag)
 
     # --- for replicator.apply.Source
 

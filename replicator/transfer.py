@@ -4,6 +4,12 @@ A blob is fetched once however many manifests want it: the first to ask fetches,
 then find it here.  What was fetched survives a cut, a stop and a kill -9 in the pieces of an upload
 session that names its target; the next attempt asks for the rest.  Nothing is visible before the
 whole has the right digest, and the bytes of a peer that lies are dropped.
+
+What this does not promise: a blob that the site has, in whatever repository, is pinned for a peer's
+manifest without any proof that the peer has it.  A peer that knows a digest can thus make the bytes
+readable here in a repository that it may write to.  Only possession would prove more, and that is a
+transfer; peers that may not know of each other's content take no common repository
+(`peers[].repositories`), and digests of what is not public are not made public.
 """
 
 from __future__ import annotations

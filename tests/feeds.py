@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeAlias
 
@@ -16,8 +17,9 @@ from node.records import Cursor, SiteRecord
 from node.remote import Remote, new_session
 from node.site import Site
 from node.telemetry import Metrics
+from node.wire import feed_codec
 from node.wire import feed_pb2 as pb
-from node.wire.feed_codec import Batch
+from node.wire.feed_codec import Batch, Hello
 from node.wire.feed_pb2_grpc import FeedServicer, add_FeedServicer_to_server
 from replicator.feed_client import FeedClient, FeedStream
 from tests.model import Model
@@ -44,7 +46,11 @@ def site_of(model: Model, name: str = "fra", incarnation: str = "1") -> Site:
 
 
 def peer_at(
-    port: int, site: str, secret: str | None = None, repositories: Sequence[str] = ("**",)
+    port: int,
+    site: str,
+    secret: str | None = None,
+    repositories: Sequence[str] = ("**",),
+    tags: Sequence[str] = ("**",),
 ) -> Peer:
     """A peer's configuration, with a secret that was read already."""
     peer = Peer(
@@ -52,6 +58,7 @@ def peer_at(
         http=f"http://127.0.0.1:{port + 1}",
         grpc=Address("127.0.0.1", port),
         repositories=tuple(repositories),
+        tags=tuple(tags),
     )
     vars(peer)["secret"] = None if secret is None else SecretStr(secret)
     return peer
@@ -127,14 +134,55 @@ class _Babbler(FeedServicer):
         yield pb.ChangeBatch()
 
 
+class _Teller(_Babbler):
+    """A peer that tells these changes, whatever it is asked for."""
+
+    def __init__(self, message: pb.ChangeBatch) -> None:
+        self._message = message
+
+    async def Hello(self, request: Any, context: Any) -> pb.HelloReply:  # noqa: N802 - gRPC's
+        """Site fra."""
+        del request, context
+        return feed_codec.hello_reply(Hello("fra", self._message.incarnation, 1))
+
+    async def Changes(self, requests: Any, context: Any) -> AsyncIterator[pb.ChangeBatch]:  # noqa: N802 - gRPC's
+        """The changes, and then nothing."""
+        del requests, context
+        yield self._message
+        await asyncio.Event().wait()
+
+    async def Repository(self, request: Any, context: Any) -> AsyncIterator[pb.ChangeBatch]:  # noqa: N802 - gRPC's
+        """The changes."""
+        del request, context
+        yield self._message
+
+
 @asynccontextmanager
 async def babbling() -> AsyncIterator[FeedClient]:
     """What is seen of a peer that talks nonsense."""
+    async with _seen(_Babbler(), {}) as client:
+        yield client
+
+
+@asynccontextmanager
+async def telling(
+    batch: Batch | pb.ChangeBatch, **filters: Sequence[str]
+) -> AsyncIterator[FeedClient]:
+    """What is seen, through our filters, of a peer that tells a batch whatever it is asked for."""
+    message = feed_codec.batch_message(batch) if isinstance(batch, Batch) else batch
+    async with _seen(_Teller(message), filters) as client:
+        yield client
+
+
+@asynccontextmanager
+async def _seen(
+    servicer: FeedServicer, filters: Mapping[str, Sequence[str]]
+) -> AsyncIterator[FeedClient]:
     port = free_port()
     server = aio.server()
-    add_FeedServicer_to_server(_Babbler(), server)
+    add_FeedServicer_to_server(servicer, server)
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
-    async with dialled(peer_at(port, "fra")) as client:
+    async with dialled(peer_at(port, "fra", None, **filters)) as client:
         yield client
     await server.stop(None)

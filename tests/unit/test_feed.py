@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 
 from gateway.feed import FeedServer
 from node import keys
+from node.change import Change
 from node.config import ConfigError
 from node.config_models import Address
 from node.digest import Digest
@@ -21,7 +22,8 @@ from node.errors import Denied, PeerUnavailable, Unauthenticated
 from node.keys import ManifestName, Name, TagName
 from node.kv import Put
 from node.records import Cursor
-from node.reference import Tag
+from node.reference import Repository, Tag
+from node.register import Register
 from node.telemetry import Metrics
 from node.wire import codec
 from node.wire import feed_pb2 as pb
@@ -30,7 +32,7 @@ from node.wire.feed_codec import BATCH_BYTES, BATCH_CHANGES, Batch
 from node.wire.feed_pb2_grpc import FeedStub
 from replicator.feed_client import FeedClient, FeedDamaged, FeedStream
 from tests.fake_kv import MemoryKV
-from tests.feeds import babbling, dialled, feed, peer_at, served, site_of, told
+from tests.feeds import babbling, dialled, feed, peer_at, served, site_of, telling, told
 from tests.model import OTHER, REPOSITORY, Model, image_body
 from tests.ports import free_port
 from tests.waiting import eventually
@@ -195,6 +197,29 @@ async def test_acks_are_recorded_for_this_life_only(model: Model) -> None:
         await eventually(lambda: acked() == batch.head, 5, "the ack is recorded")
 
 
+async def test_what_a_peer_was_not_asked_for_is_dropped() -> None:
+    """A peer that ignores our filters writes to no other repository, and no other tag."""
+    batch = Batch("1", [_told("a", "v1"), _told("a", "x"), _told("b", "v1")], 3, False, 3)
+    async with telling(batch, repositories=("a",), tags=("v*",)) as client:
+        (heard,) = [one async for one in client.repository(Repository("a"))]
+        assert [change.name for change in heard.changes] == [TagName(Repository("a"), Tag("v1"))]
+        async with told(client, FROM_START) as (_, batches):
+            assert await anext(batches) == heard
+            assert heard.revision == batch.revision
+
+
+async def test_a_repository_is_not_told_within_another() -> None:
+    """What a catch-up of one repository brings is of that one."""
+    batch = Batch("1", [_told("a", "v1"), _told("b", "v1")], 3, False, 3)
+    async with telling(batch) as client:
+        (heard,) = [one async for one in client.repository(Repository("b"))]
+    assert [change.name.repository for change in heard.changes] == ["b"]
+
+
+def _told(repository: str, tag: str) -> Change:
+    return Change(TagName(Repository(repository), Tag(tag)), Register({"x": 1}), 1)
+
+
 class _Cancelled:
     """A call that somebody cancels while a message is being written to it."""
 
@@ -208,7 +233,7 @@ async def test_a_stream_that_is_cancelled_under_an_ack_does_not_end_who_acks() -
     """It is told that the stream is over; only its own cancellation cancels it."""
     call: Any = _Cancelled()
     with pytest.raises(PeerUnavailable):
-        await FeedStream(call, "fra").ack(Cursor("1", 2))
+        await FeedStream(call, "fra", lambda batch: batch).ack(Cursor("1", 2))
 
 
 # --- who calls
