@@ -21,6 +21,7 @@ from prometheus_client import Counter, Gauge
 
 from gateway.auth import Peers
 from gateway.feed_acks import Acks
+from gateway.feed_registers import Registers
 from gateway.feed_source import FeedSource
 from node import keys
 from node.config_models import Address, Peer
@@ -93,6 +94,7 @@ class _Feed(FeedServicer):
         self._peers = {peer.site: peer for peer in peers}
         self._streams = streams
         self._sent = sent
+        self._registers = Registers()
 
     async def Hello(  # noqa: N802 - gRPC's names
         self,
@@ -108,7 +110,13 @@ class _Feed(FeedServicer):
         newest = await _done(context, self._site.kv.read([only(keys.SITE)]))
         record = self._site.record
         return feed_codec.hello_reply(
-            Hello(record.name, record.incarnation, now_ms(), newest.revision)
+            Hello(
+                record.name,
+                record.incarnation,
+                now_ms(),
+                newest.revision,
+                filters=_filter(peer).fingerprint,
+            )
         )
 
     async def Changes(  # type: ignore[override]  # noqa: N802 - gRPC's names; mypy-protobuf knows generators only, which a cancelled write would leave open
@@ -119,7 +127,7 @@ class _Feed(FeedServicer):
         """Changes after a cursor, for ever; acks come back on the same stream."""
         peer = await self._caller(context)
         start = await self._start(requests, context)
-        source = FeedSource(self._site, (_filter(peer), start.filter))
+        source = FeedSource(self._site, self._registers, (_filter(peer), start.filter))
         acks = Acks(self._site, peer.site)
         newest = await _done(context, self._site.kv.read([only(keys.SITE)]))
         stream = _Stream(context, requests, acks, self._sent.labels(peer.site), newest.revision)
@@ -169,7 +177,7 @@ class _Feed(FeedServicer):
         """All of one repository as it stands, manifests before tags."""
         peer = await self._caller(context)
         name, theirs = await _parsed(context, feed_codec.read_repository_request, request)
-        source = FeedSource(self._site, (_filter(peer), theirs))
+        source = FeedSource(self._site, self._registers, (_filter(peer), theirs))
         await _done(context, _send(context, source.repository(name)))
 
     async def _caller(self, context: aio.ServicerContext[M, R]) -> Peer:
@@ -184,7 +192,7 @@ class _Feed(FeedServicer):
         return self._peers[name]
 
     async def _source(self, context: aio.ServicerContext[M, R]) -> FeedSource:
-        return FeedSource(self._site, (_filter(await self._caller(context)),))
+        return FeedSource(self._site, self._registers, (_filter(await self._caller(context)),))
 
 
 class _Stream:

@@ -13,6 +13,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Final, TypeVar
 
 from gateway.feed_batches import Cut, Planned, batches, by_revision, one_by_one, plan
+from gateway.feed_registers import Registers
 from node import keys
 from node.blob_transactions import blob_ranges, visible
 from node.change import Change
@@ -24,7 +25,6 @@ from node.kv import Compacted, Entry, Range, only
 from node.records import Cursor
 from node.reference import Repository
 from node.site import Site
-from node.wire import codec
 from node.wire.feed_codec import BATCH_CHANGES, Batch
 
 T = TypeVar("T")
@@ -36,8 +36,9 @@ _MORE_COME: Final = BATCH_CHANGES // 2
 class FeedSource:
     """One site as the source of changes, for one peer: `filters` are those that all must pass."""
 
-    def __init__(self, site: Site, filters: Sequence[Filter]) -> None:
+    def __init__(self, site: Site, registers: Registers, filters: Sequence[Filter]) -> None:
         self._site = site
+        self._registers = registers
         self._filters = filters
 
     async def changes(self, cursor: Cursor) -> AsyncGenerator[Batch, None]:
@@ -129,9 +130,9 @@ class FeedSource:
 
     def _passing(self, entries: Iterable[Entry]) -> Iterator[Change]:
         for entry in entries:
-            name = keys.parse_register(entry.key)
-            if name is not None and self._passes(name):
-                yield Change(name, codec.decode_register(entry.value), entry.modified)
+            change = self._registers.read(entry, self._passes)
+            if change is not None:
+                yield change
 
     def _passes(self, name: Name) -> bool:
         match name:

@@ -18,7 +18,7 @@ from node.errors import InvalidRequest
 from node.globs import Filter
 from node.keys import ManifestName, Name, TagName
 from node.records import Cursor, Pushed
-from node.reference import Repository, parse_repository, parse_tag
+from node.reference import Repository, Tag, parse_repository, parse_tag
 from node.register import Register
 from node.wire import feed_pb2 as pb
 from node.wire.codec import read_register, register_message, unpack_digest
@@ -39,17 +39,22 @@ _MOST_NUMBER: Final = 2**62
 _MOST_MS: Final = 2**53
 _MEDIA_TYPE: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _SITE_LENGTH: Final = 63
+_FINGERPRINT_LENGTH: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Who speaks: site, incarnation, its clock (ms) and, in a reply, its newest revision."""
+    """Who speaks: site, incarnation and its clock (ms).
+
+    In a reply also its newest revision, and the fingerprint of its filter for who asks.
+    """
 
     site: str
     incarnation: str
     ms: int
     revision: int = 0
     protocol: int = PROTOCOL
+    filters: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,7 @@ def hello_reply(hello: Hello) -> pb.HelloReply:
         protocol=hello.protocol,
         ms=hello.ms,
         revision=hello.revision,
+        filters=hello.filters,
     )
 
 
@@ -110,13 +116,17 @@ def read_hello(message: pb.HelloRequest | pb.HelloReply) -> Hello:
     """Raises: ValueError: It names no site or no incarnation, or its clock is no time."""
     _check(0 < len(message.site) <= _SITE_LENGTH, "no name of a site")
     _check(0 <= message.ms <= _MOST_MS, "no time")
-    revision = message.revision if isinstance(message, pb.HelloReply) else 0
+    revision, filters = 0, ""
+    if isinstance(message, pb.HelloReply):
+        revision, filters = message.revision, message.filters
+    _check(len(filters) <= _FINGERPRINT_LENGTH, "a fingerprint is too long")
     return Hello(
         message.site,
         _incarnation(message.incarnation),
         message.ms,
         _number(revision),
         message.protocol,
+        filters,
     )
 
 
@@ -187,9 +197,29 @@ def read_change(message: pb.Change) -> Change:
     """Raises: ValueError: It is no change that any site could have written."""
     name = _read_name(message)
     register = read_register(message.register)
-    _check_register(name, register)
+    check_register(name, register)
     _check(len(message.body) <= MESSAGE_BYTES, "a body is too long")
     return Change(name, register, _number(message.revision), message.body or None)
+
+
+def check_register(name: Name, register: Register[Pushed]) -> None:
+    """Refuse a register that no site could have written, wherever it comes from.
+
+    Raises:
+        ValueError: Its name breaks a grammar, or something in it can't be.
+    """
+    _repository(name.repository)
+    if isinstance(name, TagName):
+        _tag(name.tag)
+    _check(all(0 < n <= _MOST_NUMBER for n in register.ctx.values()), "a context out of range")
+    _check(all(register.ctx), "an actor without a name")
+    for dot, value in register.siblings.items():
+        _check(0 < dot.n <= register.ctx.get(dot.actor, 0), "a sibling outside of its context")
+        _check(0 <= value.ms <= _MOST_MS, "a time out of range")
+        _check(value.size <= _MOST_NUMBER, "a size out of range")
+        _check(bool(_MEDIA_TYPE.fullmatch(value.media_type)), "a media type that is none")
+        if isinstance(name, ManifestName):
+            _check(value.digest == name.digest, "a manifest under another's digest")
 
 
 def batch_message(batch: Batch) -> pb.ChangeBatch:
@@ -322,10 +352,7 @@ def _read_name(message: _AnyName) -> Name:
     repository = _repository(message.repository)
     match message.WhichOneof("name"):
         case "tag":
-            try:
-                return TagName(repository, parse_tag(message.tag))
-            except InvalidRequest as err:
-                raise ValueError(str(err)) from err
+            return TagName(repository, _tag(message.tag))
         case "digest":
             return ManifestName(repository, unpack_digest(message.digest))
         case _:
@@ -339,16 +366,11 @@ def _repository(text: str) -> Repository:
         raise ValueError(str(err)) from err
 
 
-def _check_register(name: Name, register: Register[Pushed]) -> None:
-    _check(all(0 < n <= _MOST_NUMBER for n in register.ctx.values()), "a context out of range")
-    _check(all(register.ctx), "an actor without a name")
-    for dot, value in register.siblings.items():
-        _check(0 < dot.n <= register.ctx.get(dot.actor, 0), "a sibling outside of its context")
-        _check(0 <= value.ms <= _MOST_MS, "a time out of range")
-        _check(value.size <= _MOST_NUMBER, "a size out of range")
-        _check(bool(_MEDIA_TYPE.fullmatch(value.media_type)), "a media type that is none")
-        if isinstance(name, ManifestName):
-            _check(value.digest == name.digest, "a manifest under another's digest")
+def _tag(text: str) -> Tag:
+    try:
+        return parse_tag(text)
+    except InvalidRequest as err:
+        raise ValueError(str(err)) from err
 
 
 def _incarnation(text: str) -> str:

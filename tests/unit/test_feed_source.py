@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 
 import pytest
+from structlog.testing import CapturingLogger
 
 from node import keys
 from node.digest import Algorithm, Digest
 from node.errors import MetadataUnavailable, PeerUnavailable
-from node.keys import ManifestName
+from node.keys import ManifestName, TagName
 from node.kv import Put
 from node.manifest import OCI_MANIFEST
 from node.records import Cursor, Pushed
@@ -111,6 +112,53 @@ async def test_large_registers_of_one_revision_are_told_apart(model: Model) -> N
     found = await _told(model, before, 4)
     assert max(map(_bytes, found)) <= MESSAGE_BYTES
     assert sum(len(batch.changes) for batch in found) == 4
+
+
+REGISTER = _register(_digest(0))
+NAME, TAG = keys.manifest(REPOSITORY, _digest(0)), keys.tag(REPOSITORY, Tag("v9"))
+UNREADABLE: dict[str, tuple[bytes, bytes]] = {
+    "a damaged value": (TAG, b"\xff no message"),
+    "a newer site's digest": (
+        TAG,
+        codec.register_message(REGISTER)
+        .SerializeToString()
+        .replace(_digest(0).packed, b"\x09" + _digest(0).raw),
+    ),
+    "a key of a newer digest": (NAME[:-33] + b"\x09" + NAME[-32:], codec.encode_register(REGISTER)),
+    "a key that is cut": (NAME[:-1], codec.encode_register(REGISTER)),
+    "a key with more behind it": (NAME + b"\0", codec.encode_register(REGISTER)),
+    "a key that is no text": (b"T/\xff\0v1\0", codec.encode_register(REGISTER)),
+    "a name that breaks the grammar": (b"T/No Name\0v1\0", codec.encode_register(REGISTER)),
+    "a tag that breaks the grammar": (b"T/name\0no tag\0", codec.encode_register(REGISTER)),
+    "a sibling that nobody has seen": (
+        TAG,
+        codec.encode_register(Register({}, REGISTER.siblings)),
+    ),
+    "more than a message holds": (
+        TAG,
+        codec.encode_register(_register(_digest(0), "x" * MESSAGE_BYTES)),
+    ),
+}
+
+
+@pytest.mark.parametrize(("key", "value"), UNREADABLE.values(), ids=UNREADABLE.keys())
+async def test_a_register_that_no_peer_can_take_is_left_out(
+    model: Model, key: bytes, value: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All others are told, by a scan and after it, and the log names it once."""
+    await model.kv.txn([], [Put(key, value)])
+    await model.image("v1")
+    end = (await model.kv.read([])).revision
+    log = CapturingLogger()
+    monkeypatch.setattr("gateway.feed_registers._log", log)
+    async with feed(model) as client:
+        for after in (0, 1):
+            async with told(client, Cursor("1", after)) as (_, batches):
+                found = await anext(batches)
+            assert len(found.changes) == 2
+            assert found.revision == end
+        assert not any((await client.keys([TagName(REPOSITORY, Tag("v9"))])).values())
+    assert [call.method_name for call in log.calls] == ["error"]
 
 
 async def _changes(client: FeedClient) -> None:
