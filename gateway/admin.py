@@ -11,8 +11,9 @@ from aiohttp import web
 
 from gateway.answers import Answer
 from gateway.routes import Target
+from node import keys
 from node.config_models import Peer
-from node.kv import KV
+from node.kv import KV, only
 from node.records import SiteRecord
 from node.replication_status import peers_status
 from node.telemetry import VERSION
@@ -29,12 +30,14 @@ class Admin:
         self._peers = tuple(peers)
 
     async def site(self, _request: web.BaseRequest, _target: Target) -> Answer:
-        """Which site this is, in which life."""
+        """Which site this is, in which life, and how far its metadata has come."""
+        revision = (await self._kv.read([only(keys.SITE)])).revision
         return _json(
             {
                 "site": self._record.name,
                 "incarnation": self._record.incarnation,
                 "version": VERSION,
+                "revision": revision,
                 "peers": [peer.site for peer in self._peers],
             }
         )

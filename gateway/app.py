@@ -54,6 +54,7 @@ async def serve(config: Config, lifecycle: Lifecycle) -> None:
         Peers(config.peers),
         renderer,
         counts,
+        public_url=config.http.public_url or "",
         stopping=lifecycle.stopping,
         new_id=new_id,
     )

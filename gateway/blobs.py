@@ -32,6 +32,8 @@ class Blobs:
         head = {**self._always, **_headers(digest)}
         if request.method == "HEAD":
             stat = await self._registry.stat_blob(repository, digest)
+            if matches(request.headers.get("If-None-Match"), digest):
+                return Answer(304, _headers(digest))
             return describe_blob(stat.record.size, head)
         blob = await self._registry.open_blob(repository, digest)
         try:

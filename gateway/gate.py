@@ -32,7 +32,11 @@ _log = structlog.stdlib.get_logger(__name__)
 
 
 class Gate:
-    """Answers requests. `new_id` makes ids by which a failure is found in the log."""
+    """Answers requests.
+
+    `public_url` is what the registry is called outside, or nothing; `new_id` makes ids by which a
+    failure is found in the log.
+    """
 
     def __init__(
         self,
@@ -41,9 +45,11 @@ class Gate:
         renderer: Renderer,
         counts: Counts,
         *,
+        public_url: str,
         stopping: asyncio.Event,
         new_id: Callable[[], str],
     ) -> None:
+        self._public_url = public_url
         self._handlers = handlers
         self._peers = peers
         self._renderer = renderer
@@ -62,7 +68,8 @@ class Gate:
             endpoint = endpoint_of(request.method, target)
             answer = await self._handlers[endpoint](request, target)
         except RegistryError as err:
-            answer, error = render(err, request.raw_path.partition("?")[0]), err
+            path = self._public_url + request.raw_path.partition("?")[0]
+            answer, error = render(err, path), err
         except ConnectionError:
             raise  # the client left; aiohttp ends the connection
         except Exception as err:  # noqa: BLE001 - a bug in one request must not end the others

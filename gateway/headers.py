@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Final
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from node.digest import Digest
 from node.errors import PageInvalid
@@ -77,14 +77,16 @@ def parse_content_range(text: str) -> tuple[int, int] | None:
     return int(found[1]), int(found[2])
 
 
-def parse_page(given: str | None, limit: int) -> int:
+def parse_page(given: str | None, limit: int, default: int | None = None) -> int:
     """How many results to answer: what is asked for, clamped, never refused for its size (TL5).
+
+    Where nothing is asked for it is the default, or the limit if that is less or there is none.
 
     Raises:
         PageInvalid: It is no number, or negative.
     """
     if not given:
-        return limit
+        return limit if default is None else min(default, limit)
     if not _NUMBER.fullmatch(given):
         raise PageInvalid(given)
     return limit if len(given) > _MOST_DIGITS else min(int(given), limit)
@@ -92,4 +94,4 @@ def parse_page(given: str | None, limit: int) -> int:
 
 def link(path: str, query: Mapping[str, str | int] | list[tuple[str, str]]) -> dict[str, str]:
     """The header that leads to the next page, on the same host by saying none (G9)."""
-    return {"Link": f'<{quote(path)}?{urlencode(query)}>; rel="next"'}
+    return {"Link": f'<{path}?{urlencode(query)}>; rel="next"'}

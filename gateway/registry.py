@@ -297,16 +297,24 @@ class Registry:
             raise UploadUnknown(session_id)
         return await self._uploads.resume(repository, SessionId(session_id))
 
+    async def find_writable(self, repository: Repository, session_id: str) -> Upload:
+        """An open upload session to be changed.
+
+        Raises:
+            UploadUnknown: There is none of that id.
+            Unsupported: The site is read-only.
+        """
+        self._require_writable()
+        return await self.find_upload(repository, session_id)
+
     async def append(self, upload: Upload, body: AsyncIterator[bytes]) -> Upload:
         """Add bytes to an upload; see `Uploads.append`."""
-        self._require_writable()
         return await self._uploads.append(upload, body)
 
     async def finish(
         self, upload: Upload, digest: Digest, body: AsyncIterator[bytes] | None
     ) -> None:
         """Make the uploaded bytes a blob; see `Uploads.finish`."""
-        self._require_writable()
         await self._uploads.finish(upload, digest, body)
 
     async def cancel(self, upload: Upload) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from aiohttp import web
@@ -17,6 +17,9 @@ from node.metadata import Metadata, ReferrerEntry
 
 # R6: containerd and crane read the first page only, and clients cap one at 4 MiB.
 PAGE_BYTES: Final = 3 << 20
+
+# TL8: where the client names no number.
+_CATALOG_PAGE: Final = 100
 
 _JSON: Final = {"Content-Type": "application/json"}
 
@@ -33,13 +36,14 @@ class Lists:
         """end-8: the tags in byte order."""
         repository, n = target.repository, parse_page(target.parameter("n"), self._page)
         names, more = await self._metadata.tags(repository, target.parameter("last"), n)
-        return _names({"name": repository, "tags": names}, names, target, n, more=more)
+        on = _next(f"/v2/{repository}/tags/list", names, n, more=more)
+        return _json({"name": repository, "tags": names}, on)
 
     async def repositories(self, _request: web.BaseRequest, target: Target) -> Answer:
         """The catalog: repositories that hold a manifest, in byte order."""
-        n = parse_page(target.parameter("n"), self._page)
+        n = parse_page(target.parameter("n"), self._page, _CATALOG_PAGE)
         names, more = await self._metadata.repositories(target.parameter("last"), n)
-        return _names({"repositories": names}, names, target, n, more=more)
+        return _json({"repositories": names}, _next("/v2/_catalog", names, n, more=more))
 
     async def referrers(self, _request: web.BaseRequest, target: Target) -> Answer:
         """end-12: an index of the manifests with this subject; never 404 (R2)."""
@@ -56,15 +60,19 @@ class Lists:
         shown, last = _page([(e.digest, _descriptor(e)) for e in entries], self._page_bytes)
         if last is not None:
             filters = [("artifactType", media_type) for media_type in sorted(wanted)]
-            headers |= link(target.path, [*filters, ("last", str(last))])
+            path = f"/v2/{repository}/referrers/{subject}"
+            headers |= link(path, [*filters, ("last", str(last))])
         index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": shown}
         return Answer(200, headers, json.dumps(index).encode())
 
 
-def _names(content: object, names: Sequence[str], target: Target, n: int, *, more: bool) -> Answer:
+def _next(path: str, names: Sequence[str], n: int, *, more: bool) -> dict[str, str]:
     # n=0 asks for nothing, and a link to it would lead nowhere (TL3).
-    on = link(target.path, {"last": names[-1], "n": n}) if more and names else {}
-    return Answer(200, {**_JSON, **on}, json.dumps(content).encode())
+    return link(path, {"last": names[-1], "n": n}) if more and names else {}
+
+
+def _json(content: object, headers: Mapping[str, str]) -> Answer:
+    return Answer(200, {**_JSON, **headers}, json.dumps(content).encode())
 
 
 def _page(

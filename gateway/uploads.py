@@ -69,13 +69,13 @@ class Uploads:
 
     async def append(self, request: web.BaseRequest, target: Target) -> Answer:
         """end-5: 202; the bytes are kept, also those of a request that is cut."""
-        upload = await self._registry.find_upload(target.repository, target.last)
+        upload = await self._registry.find_writable(target.repository, target.last)
         body = Incoming(request, _promised(request, upload))
         return self._accepted(202, await self._registry.append(upload, body))
 
     async def finish(self, request: web.BaseRequest, target: Target) -> Answer:
         """end-6: 201 once the blob is durable."""
-        upload = await self._registry.find_upload(target.repository, target.last)
+        upload = await self._registry.find_writable(target.repository, target.last)
         digest = target.digest_parameter("digest")
         if digest is None:
             raise DigestInvalid("")
@@ -91,7 +91,7 @@ class Uploads:
 
     async def cancel(self, _request: web.BaseRequest, target: Target) -> Answer:
         """end-14: 204, and nothing is left of it."""
-        upload = await self._registry.find_upload(target.repository, target.last)
+        upload = await self._registry.find_writable(target.repository, target.last)
         await self._registry.cancel(upload)
         return Answer(204, {})
 

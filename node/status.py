@@ -31,7 +31,7 @@ class SiteAnswer(BaseModel):
     site: str
     incarnation: str
     version: str
-    revision: int | None = None
+    revision: int
 
 
 class PeerAnswer(BaseModel):
@@ -66,8 +66,8 @@ class SiteStatus:
 
     @property
     def is_well(self) -> bool:
-        """Whether every peer is being followed."""
-        return all(peer.state == "following" for peer in self.peers)
+        """Whether every peer is followed that is to be."""
+        return all(peer.state in {"following", "off"} for peer in self.peers)
 
     @property
     def raw(self) -> dict[str, object]:
@@ -113,7 +113,7 @@ def render(status: SiteStatus) -> Group:
     """The status for a terminal."""
     site = status.site
     head = Text(f"Site {site.site} at {status.url}", style="bold")
-    facts = Text(f"version {site.version}, revision {_shown(site.revision)}")
+    facts = Text(f"version {site.version}, revision {site.revision}")
     if not status.peers:
         return Group(head, facts, Text("no peers"))
     table = Table(box=None, pad_edge=False)

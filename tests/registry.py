@@ -201,6 +201,7 @@ async def served(
         Peers(config.peers),
         renderer,
         counts,
+        public_url=config.http.public_url or "",
         stopping=stopping,
         new_id=new_id,
     )

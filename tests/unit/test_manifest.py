@@ -147,6 +147,8 @@ def test_a_subject_is_read_from_images_and_indexes() -> None:
         (_image(layers=[_descriptor(b"x", digest="md5:" + "a" * 32)]), None),
         (_image(layers=[_descriptor(b"x", digest=7)]), None),
         (_image(layers=[_descriptor(b"x", mediaType="")]), None),
+        (_image(layers=[_descriptor(b"x", mediaType="\ud800")]), None),
+        (_image(config=_descriptor(b"x", mediaType="\udfff")), None),
         (_image(subject="sha256:x"), None),
         (_image(annotations=[]), None),
         (_image(annotations={"a": 1}), None),
