@@ -8,7 +8,9 @@ in proportion to the lengths and nothing worse, whatever the pattern.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from hashlib import sha256
 
 from node.reference import Repository, Tag
 
@@ -25,6 +27,12 @@ class Filter:
         return any(matches(pattern, repository) for pattern in self.repositories) and (
             tag is None or any(_segment_matches(pattern, tag) for pattern in self.tags)
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs where the patterns do; their order and repetition do not count. 16 hex digits."""
+        patterns = [sorted(set(self.repositories)), sorted(set(self.tags))]
+        return sha256(json.dumps(patterns).encode()).hexdigest()[:16]
 
 
 def matches(pattern: str, name: str) -> bool:

@@ -106,10 +106,15 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """How far a source's life (incarnation) has been applied or parked here."""
+    """How far a source's life (incarnation) has been applied or parked here.
+
+    `filters` is the fingerprint of what let its changes through, at both sites: a cursor has passed
+    all that others would have let through.
+    """
 
     incarnation: str
     revision: int
+    filters: str = ""
 
 
 @dataclass(frozen=True, slots=True)

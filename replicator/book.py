@@ -158,7 +158,7 @@ class Parks:
         return park.due - self._now() if park else 0.0
 
     def renumber(self) -> None:
-        """The source began a new life: its old revisions mean nothing, so all is left out."""
+        """The source is told from its beginning, maybe of a new life: so all is left out."""
         for repository, park in self._parks.items():
             self._set(repository, replace(park, record=replace(park.record, first=0, last=0)))
 

@@ -113,6 +113,11 @@ class FeedClient:
         secret = peer.secret.get_secret_value() if peer.secret else None
         self._credentials = credentials(record.name, secret)
 
+    @property
+    def filters(self) -> str:
+        """The fingerprint of what is taken of the peer."""
+        return self._filter.fingerprint
+
     async def close(self) -> None:
         """End the connection and whatever is called on it."""
         await self._channel.close()

@@ -6,8 +6,11 @@
              the peer is back
 
 The lanes go on while the stream is down, so a cut of the feed costs no transfer; what is in the
-book need not be told again.  The book is saved at most once a second, and only if there is
-something to remember: two sites that have nothing to tell each other write nothing.
+book need not be told again.  All is told again, by a scan, where the source lives a new life, or
+where a filter has changed at either site: the cursor has passed what the old one held back.
+
+The book is saved at most once a second, and only if there is something to remember: two sites that
+have nothing to tell each other write nothing.
 """
 
 from __future__ import annotations
@@ -142,8 +145,9 @@ class Follow:
         if abs(self._ahead_ms) > _CLOCKS_DIFFER_MS:
             # Clocks choose which of two concurrent pushes is shown, and nothing else.
             _log.warning("clocks differ", peer=self._client.site, ahead_s=self._ahead_ms / 1000)
-        if lanes.ledger.cursor.incarnation != hello.incarnation:
-            lanes.begin_life(Cursor(hello.incarnation, 0))
+        start = Cursor(hello.incarnation, 0, f"{self._client.filters}/{hello.filters}")
+        if replace(lanes.ledger.cursor, revision=0) != start:
+            lanes.begin_life(start)
         self._head, self._life = hello.revision, hello.incarnation
         lanes.hurry()
         after = Cursor(hello.incarnation, lanes.ledger.taken)
@@ -203,7 +207,7 @@ class Follow:
         return (
             lanes.parks.changed
             or lanes.moved
-            or cursor.incarnation != self._saved.incarnation
+            or replace(cursor, revision=0) != replace(self._saved, revision=0)
             or cursor.revision - self._saved.revision >= _COARSE
             or self._told is None
             or (status.state, status.parked, status.last_error)

@@ -116,7 +116,7 @@ class Lanes:
             await self._room.wait()
 
     def begin_life(self, cursor: Cursor) -> None:
-        """The source lives anew: forget what waits, for all of it is told again."""
+        """The source lives anew, or is asked for something else: all of it is told again."""
         self.ledger = Ledger(cursor)
         self.parks.renumber()
         for lane in self._lanes.values():

@@ -199,12 +199,14 @@ def decode_event(value: bytes) -> Event:
 
 
 def encode_cursor(record: Cursor) -> bytes:
-    return pb.Cursor(incarnation=record.incarnation, revision=record.revision).SerializeToString()
+    return pb.Cursor(
+        incarnation=record.incarnation, revision=record.revision, filters=record.filters
+    ).SerializeToString()
 
 
 def decode_cursor(value: bytes) -> Cursor:
     found = _parse(pb.Cursor(), value)
-    return Cursor(found.incarnation, found.revision)
+    return Cursor(found.incarnation, found.revision, found.filters)
 
 
 def encode_parked(record: Parked) -> bytes:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from node.wire import metadata_pb2 as node_dot_wire_dot_metadata__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14node/wire/feed.proto\x12\x10\x65ntrepot.feed.v1\x1a\x18node/wire/metadata.proto\"O\n\x0cHelloRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x10\n\x08protocol\x18\x03 \x01(\r\x12\n\n\x02ms\x18\x04 \x01(\x03\"_\n\nHelloReply\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x10\n\x08protocol\x18\x03 \x01(\r\x12\n\n\x02ms\x18\x04 \x01(\x03\x12\x10\n\x08revision\x18\x05 \x01(\x04\",\n\x06\x46ilter\x12\x14\n\x0crepositories\x18\x01 \x03(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\"U\n\x05Start\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x04\x12(\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x18.entrepot.feed.v1.Filter\",\n\x03\x41\x63k\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\"h\n\x0e\x43hangesRequest\x12(\n\x05start\x18\x01 \x01(\x0b\x32\x17.entrepot.feed.v1.StartH\x00\x12$\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x15.entrepot.feed.v1.AckH\x00\x42\x06\n\x04kind\"\x97\x01\n\x06\x43hange\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\r\n\x03tag\x18\x02 \x01(\tH\x00\x12\x10\n\x06\x64igest\x18\x03 \x01(\x0cH\x00\x12\x30\n\x08register\x18\x04 \x01(\x0b\x32\x1e.entrepot.metadata.v1.Register\x12\x10\n\x08revision\x18\x05 \x01(\x04\x12\x0c\n\x04\x62ody\x18\x06 \x01(\x0c\x42\x06\n\x04name\"\x7f\n\x0b\x43hangeBatch\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12)\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x18.entrepot.feed.v1.Change\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x10\n\x08scanning\x18\x04 \x01(\x08\x12\x0c\n\x04head\x18\x05 \x01(\x04\"2\n\x0bHaveRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0f\n\x07\x64igests\x18\x02 \x03(\x0c\"\x1c\n\tHaveReply\x12\x0f\n\x07\x64igests\x18\x01 \x03(\x0c\"C\n\x04Name\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\r\n\x03tag\x18\x02 \x01(\tH\x00\x12\x10\n\x06\x64igest\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04name\"4\n\x0bKeysRequest\x12%\n\x05names\x18\x01 \x03(\x0b\x32\x16.entrepot.feed.v1.Name\"6\n\tKeysReply\x12)\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x18.entrepot.feed.v1.Change\"Q\n\x11RepositoryRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12(\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x18.entrepot.feed.v1.Filter\"\x80\x01\n\x0c\x46ollowRecord\x12\r\n\x05state\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0c\n\x04head\x18\x03 \x01(\x04\x12\x0e\n\x06parked\x18\x04 \x01(\r\x12\x11\n\toldest_ms\x18\x05 \x01(\x03\x12\x12\n\nlast_error\x18\x06 \x01(\t\x12\n\n\x02ms\x18\x07 \x01(\x03\x32\xf9\x02\n\x04\x46\x65\x65\x64\x12\x45\n\x05Hello\x12\x1e.entrepot.feed.v1.HelloRequest\x1a\x1c.entrepot.feed.v1.HelloReply\x12N\n\x07\x43hanges\x12 .entrepot.feed.v1.ChangesRequest\x1a\x1d.entrepot.feed.v1.ChangeBatch(\x01\x30\x01\x12\x42\n\x04Have\x12\x1d.entrepot.feed.v1.HaveRequest\x1a\x1b.entrepot.feed.v1.HaveReply\x12\x42\n\x04Keys\x12\x1d.entrepot.feed.v1.KeysRequest\x1a\x1b.entrepot.feed.v1.KeysReply\x12R\n\nRepository\x12#.entrepot.feed.v1.RepositoryRequest\x1a\x1d.entrepot.feed.v1.ChangeBatch0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14node/wire/feed.proto\x12\x10\x65ntrepot.feed.v1\x1a\x18node/wire/metadata.proto\"O\n\x0cHelloRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x10\n\x08protocol\x18\x03 \x01(\r\x12\n\n\x02ms\x18\x04 \x01(\x03\"p\n\nHelloReply\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x10\n\x08protocol\x18\x03 \x01(\r\x12\n\n\x02ms\x18\x04 \x01(\x03\x12\x10\n\x08revision\x18\x05 \x01(\x04\x12\x0f\n\x07\x66ilters\x18\x06 \x01(\t\",\n\x06\x46ilter\x12\x14\n\x0crepositories\x18\x01 \x03(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\"U\n\x05Start\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x04\x12(\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x18.entrepot.feed.v1.Filter\",\n\x03\x41\x63k\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\"h\n\x0e\x43hangesRequest\x12(\n\x05start\x18\x01 \x01(\x0b\x32\x17.entrepot.feed.v1.StartH\x00\x12$\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x15.entrepot.feed.v1.AckH\x00\x42\x06\n\x04kind\"\x97\x01\n\x06\x43hange\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\r\n\x03tag\x18\x02 \x01(\tH\x00\x12\x10\n\x06\x64igest\x18\x03 \x01(\x0cH\x00\x12\x30\n\x08register\x18\x04 \x01(\x0b\x32\x1e.entrepot.metadata.v1.Register\x12\x10\n\x08revision\x18\x05 \x01(\x04\x12\x0c\n\x04\x62ody\x18\x06 \x01(\x0c\x42\x06\n\x04name\"\x7f\n\x0b\x43hangeBatch\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12)\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x18.entrepot.feed.v1.Change\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x10\n\x08scanning\x18\x04 \x01(\x08\x12\x0c\n\x04head\x18\x05 \x01(\x04\"2\n\x0bHaveRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0f\n\x07\x64igests\x18\x02 \x03(\x0c\"\x1c\n\tHaveReply\x12\x0f\n\x07\x64igests\x18\x01 \x03(\x0c\"C\n\x04Name\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\r\n\x03tag\x18\x02 \x01(\tH\x00\x12\x10\n\x06\x64igest\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04name\"4\n\x0bKeysRequest\x12%\n\x05names\x18\x01 \x03(\x0b\x32\x16.entrepot.feed.v1.Name\"6\n\tKeysReply\x12)\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x18.entrepot.feed.v1.Change\"Q\n\x11RepositoryRequest\x12\x12\n\nrepository\x18\x01 \x01(\t\x12(\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x18.entrepot.feed.v1.Filter\"\x80\x01\n\x0c\x46ollowRecord\x12\r\n\x05state\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0c\n\x04head\x18\x03 \x01(\x04\x12\x0e\n\x06parked\x18\x04 \x01(\r\x12\x11\n\toldest_ms\x18\x05 \x01(\x03\x12\x12\n\nlast_error\x18\x06 \x01(\t\x12\n\n\x02ms\x18\x07 \x01(\x03\x32\xf9\x02\n\x04\x46\x65\x65\x64\x12\x45\n\x05Hello\x12\x1e.entrepot.feed.v1.HelloRequest\x1a\x1c.entrepot.feed.v1.HelloReply\x12N\n\x07\x43hanges\x12 .entrepot.feed.v1.ChangesRequest\x1a\x1d.entrepot.feed.v1.ChangeBatch(\x01\x30\x01\x12\x42\n\x04Have\x12\x1d.entrepot.feed.v1.HaveRequest\x1a\x1b.entrepot.feed.v1.HaveReply\x12\x42\n\x04Keys\x12\x1d.entrepot.feed.v1.KeysRequest\x1a\x1b.entrepot.feed.v1.KeysReply\x12R\n\nRepository\x12#.entrepot.feed.v1.RepositoryRequest\x1a\x1d.entrepot.feed.v1.ChangeBatch0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,33 +35,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELLOREQUEST']._serialized_start=68
   _globals['_HELLOREQUEST']._serialized_end=147
   _globals['_HELLOREPLY']._serialized_start=149
-  _globals['_HELLOREPLY']._serialized_end=244
-  _globals['_FILTER']._serialized_start=246
-  _globals['_FILTER']._serialized_end=290
-  _globals['_START']._serialized_start=292
-  _globals['_START']._serialized_end=377
-  _globals['_ACK']._serialized_start=379
-  _globals['_ACK']._serialized_end=423
-  _globals['_CHANGESREQUEST']._serialized_start=425
-  _globals['_CHANGESREQUEST']._serialized_end=529
-  _globals['_CHANGE']._serialized_start=532
-  _globals['_CHANGE']._serialized_end=683
-  _globals['_CHANGEBATCH']._serialized_start=685
-  _globals['_CHANGEBATCH']._serialized_end=812
-  _globals['_HAVEREQUEST']._serialized_start=814
-  _globals['_HAVEREQUEST']._serialized_end=864
-  _globals['_HAVEREPLY']._serialized_start=866
-  _globals['_HAVEREPLY']._serialized_end=894
-  _globals['_NAME']._serialized_start=896
-  _globals['_NAME']._serialized_end=963
-  _globals['_KEYSREQUEST']._serialized_start=965
-  _globals['_KEYSREQUEST']._serialized_end=1017
-  _globals['_KEYSREPLY']._serialized_start=1019
-  _globals['_KEYSREPLY']._serialized_end=1073
-  _globals['_REPOSITORYREQUEST']._serialized_start=1075
-  _globals['_REPOSITORYREQUEST']._serialized_end=1156
-  _globals['_FOLLOWRECORD']._serialized_start=1159
-  _globals['_FOLLOWRECORD']._serialized_end=1287
-  _globals['_FEED']._serialized_start=1290
-  _globals['_FEED']._serialized_end=1667
+  _globals['_HELLOREPLY']._serialized_end=261
+  _globals['_FILTER']._serialized_start=263
+  _globals['_FILTER']._serialized_end=307
+  _globals['_START']._serialized_start=309
+  _globals['_START']._serialized_end=394
+  _globals['_ACK']._serialized_start=396
+  _globals['_ACK']._serialized_end=440
+  _globals['_CHANGESREQUEST']._serialized_start=442
+  _globals['_CHANGESREQUEST']._serialized_end=546
+  _globals['_CHANGE']._serialized_start=549
+  _globals['_CHANGE']._serialized_end=700
+  _globals['_CHANGEBATCH']._serialized_start=702
+  _globals['_CHANGEBATCH']._serialized_end=829
+  _globals['_HAVEREQUEST']._serialized_start=831
+  _globals['_HAVEREQUEST']._serialized_end=881
+  _globals['_HAVEREPLY']._serialized_start=883
+  _globals['_HAVEREPLY']._serialized_end=911
+  _globals['_NAME']._serialized_start=913
+  _globals['_NAME']._serialized_end=980
+  _globals['_KEYSREQUEST']._serialized_start=982
+  _globals['_KEYSREQUEST']._serialized_end=1034
+  _globals['_KEYSREPLY']._serialized_start=1036
+  _globals['_KEYSREPLY']._serialized_end=1090
+  _globals['_REPOSITORYREQUEST']._serialized_start=1092
+  _globals['_REPOSITORYREQUEST']._serialized_end=1173
+  _globals['_FOLLOWRECORD']._serialized_start=1176
+  _globals['_FOLLOWRECORD']._serialized_end=1304
+  _globals['_FEED']._serialized_start=1307
+  _globals['_FEED']._serialized_end=1684
 # @@protoc_insertion_point(module_scope)

@@ -56,11 +56,14 @@ class HelloReply(_message.Message):
     PROTOCOL_FIELD_NUMBER: _builtins.int
     MS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    FILTERS_FIELD_NUMBER: _builtins.int
     site: _builtins.str
     incarnation: _builtins.str
     protocol: _builtins.int
     ms: _builtins.int
     revision: _builtins.int
+    filters: _builtins.str
+    """Fingerprint of this site's filter for the caller: if it changes, a cursor is worth nothing."""
     def __init__(
         self,
         *,
@@ -69,10 +72,11 @@ class HelloReply(_message.Message):
         protocol: _builtins.int = ...,
         ms: _builtins.int = ...,
         revision: _builtins.int = ...,
+        filters: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "ms", b"ms", "protocol", b"protocol", "revision", b"revision", "site", b"site"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filters", b"filters", "incarnation", b"incarnation", "ms", b"ms", "protocol", b"protocol", "revision", b"revision", "site", b"site"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -50,7 +50,7 @@ def test_requests_and_replies_arrive_as_they_were_sent() -> None:
     assert feed_codec.read_changes_request(feed_codec.start_message(start)) == start
     ack = Cursor("life", 5)
     assert feed_codec.read_changes_request(feed_codec.ack_message(ack)) == ack
-    hello = Hello("fra", "life", 99, 4)
+    hello = Hello("fra", "life", 99, 4, filters="f")
     assert feed_codec.read_hello(feed_codec.hello_reply(hello)) == hello
     names: list[Name] = [_change().name, _tombstone().name]
     assert feed_codec.read_keys_request(feed_codec.keys_request(names)) == names

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -58,6 +58,11 @@ class _Here:
         value = self.kv.entries().get(keys.cursor("fra"))
         return None if value is None else codec.decode_cursor(value)
 
+    def passed(self) -> bool:
+        """Whether a scan has come to its end."""
+        cursor = self.cursor()
+        return cursor is not None and cursor.revision > 0
+
     @property
     def parks(self) -> list[bytes]:
         """The keys of what is parked."""
@@ -103,10 +108,10 @@ class _There:
         return peer_at(self.port, "fra")
 
     @asynccontextmanager
-    async def up(self) -> AsyncIterator[None]:
-        """Serve the feed until the body ends."""
+    async def up(self, **filters: Sequence[str]) -> AsyncIterator[None]:
+        """Serve the feed until the body ends, through these filters."""
         site = site_of(self.model, "fra", self.incarnation)
-        async with served(site, [peer_at(1, "nyc")], self.port):
+        async with served(site, [peer_at(1, "nyc", None, **filters)], self.port):
             yield
 
     async def revision(self) -> int:
@@ -210,6 +215,23 @@ async def test_a_new_life_of_the_source_is_told_from_the_beginning() -> None:
     cursor = here.cursor()
     assert cursor is not None
     assert cursor.incarnation == "2"
+
+
+@pytest.mark.parametrize("side", ["source", "receiver"])
+async def test_a_wider_filter_brings_what_the_cursor_has_passed(side: str) -> None:
+    """What existed before is told too, once, whichever of the two sites let go of its filter."""
+    here, there = _Here(), _There()
+    narrow: Mapping[str, Sequence[str]] = {"tags": ("v*",)}
+    ours, theirs = (narrow, {}) if side == "receiver" else ({}, narrow)
+    for tag in ("v1", "x1"):
+        await there.model.image(tag)
+    async with there.up(**theirs), here.following(peer_at(there.port, "fra", None, **ours)):
+        await eventually(lambda: here.tags == ["v1"], DEADLINE_S, "what passes both is applied")
+        await eventually(here.passed, DEADLINE_S, "the cursor is behind it")
+    for _ in range(2):
+        async with there.up(), here.following(there.peer):
+            await eventually(lambda: here.tags == ["v1", "v1", "x1"], DEADLINE_S, "all is told")
+            await eventually(here.passed, DEADLINE_S, "the cursor is behind it")
 
 
 async def test_a_deposed_follower_stops() -> None:

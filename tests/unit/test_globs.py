@@ -50,6 +50,14 @@ def test_a_filter_needs_one_match_of_each_kind() -> None:
     assert Filter().takes(Repository("any/thing"), Tag("any"))
 
 
+def test_a_fingerprint_is_of_the_patterns() -> None:
+    """It lasts over restarts, and changes with what a filter may let through."""
+    known = Filter(("a/**", "b"), ("v*",)).fingerprint
+    assert known == Filter(("b", "a/**", "b"), ("v*",)).fingerprint
+    others = [Filter(), Filter(("a/**",), ("v*",)), Filter(("a/**", "b", "v*"), ())]
+    assert len({known, *(other.fingerprint for other in others)}) == 4
+
+
 def test_a_hostile_pattern_costs_little() -> None:
     """Patterns come from peers: many stars must not take time without bound."""
     began = time.process_time()
