@@ -7,7 +7,7 @@ from typing import Final
 
 from node import keys
 from node.errors import MetadataUnavailable
-from node.kv import Ok, Put, only, unchanged
+from node.kv import Entry, Ok, Put, only, unchanged
 from node.records import Ack, Cursor
 from node.site import Site, now_ms
 from node.wire import codec
@@ -47,7 +47,7 @@ class Acks:
 
     async def _record(self, revision: int) -> None:
         entry = (await self._site.decider.look([only(self._key)])).entry(self._key)
-        known = None if entry is None else codec.decode_ack(entry.value)
+        known = None if entry is None else _read(entry)
         incarnation = self._site.record.incarnation
         if known and known.incarnation == incarnation and known.revision >= revision:
             return
@@ -56,3 +56,10 @@ class Acks:
         outcome = await self._site.kv.txn([unchanged(self._key, entry)], [Put(self._key, ack)])
         if not isinstance(outcome, Ok):
             self._news.set()
+
+
+def _read(entry: Entry) -> Ack | None:
+    try:
+        return codec.decode_ack(entry.value)
+    except ValueError:
+        return None  # damaged: the next ack heals it, and must not fail for it

@@ -25,6 +25,7 @@ from node.kv import Compacted, Entry, Range, only
 from node.records import Cursor
 from node.reference import Repository
 from node.site import Site
+from node.transaction import Seen
 from node.wire.feed_codec import BATCH_CHANGES, Batch
 
 T = TypeVar("T")
@@ -123,7 +124,7 @@ class FeedSource:
             return []
         ranges = [r for digest in digests for r in blob_ranges(repository, digest)]
         seen = await self._site.decider.look(ranges)
-        return [digest for digest in digests if visible(seen, repository, digest) is not None]
+        return [digest for digest in digests if _readable(seen, repository, digest)]
 
     async def _newest(self) -> int:
         return (await self._site.kv.read([only(keys.SITE)])).revision
@@ -160,9 +161,19 @@ class FeedSource:
             return change
         try:
             body = await self._site.content.read(planned.body)
-        except (BlobUnknown, BlobDamaged, StorageFailed):
+        except (BlobUnknown, BlobDamaged, StorageFailed, ValueError):
             return change  # whoever needs it asks for it, and is told
+        shown = change.register.shown()
+        if shown is None or len(body) != shown.size:
+            return change  # no room was kept for what is not of the length it should be
         return Change(change.name, change.register, change.revision, body)
+
+
+def _readable(seen: Seen, repository: Repository, digest: Digest) -> bool:
+    try:
+        return visible(seen, repository, digest) is not None
+    except ValueError:
+        return False  # its record is damaged, and the other digests' are not
 
 
 @asynccontextmanager

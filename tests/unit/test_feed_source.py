@@ -9,6 +9,8 @@ from contextlib import aclosing
 import pytest
 from structlog.testing import CapturingLogger
 
+from gateway.feed_registers import Registers
+from gateway.feed_source import FeedSource
 from node import keys
 from node.digest import Algorithm, Digest
 from node.errors import MetadataUnavailable, PeerUnavailable
@@ -23,8 +25,9 @@ from node.wire.feed_codec import BATCH_BYTES, BATCH_CHANGES, MESSAGE_BYTES, Batc
 from replicator.book import Ledger
 from replicator.feed_client import FeedClient
 from tests.fake_kv import MemoryKV
-from tests.feeds import feed, told
+from tests.feeds import feed, site_of, told
 from tests.model import REPOSITORY, Model
+from tests.waiting import eventually
 
 CHILDREN = 20_000
 
@@ -189,3 +192,41 @@ async def test_metadata_that_goes_away_between_bodies_is_weather(
     async with feed(model) as client:
         with pytest.raises(PeerUnavailable, match=r"unavailable: .*no answer about"):
             await ask(client)
+
+
+async def test_a_body_that_is_not_as_long_as_it_should_be_is_not_sent_along(model: Model) -> None:
+    """Else registers that lie about it would make a batch larger than a message."""
+    digest = await model.upload(b"x" * (2 * MESSAGE_BYTES))
+    value = Pushed(5, digest, OCI_MANIFEST, 8, "op")
+    register = Register({"fra#1": 7}, {Dot("fra#1", 7): value})
+    await model.kv.txn(
+        [], [Put(keys.manifest(REPOSITORY, digest), codec.encode_register(register))]
+    )
+    (found,) = await _told(model, 1, 1)
+    assert found.changes[0].body is None
+
+
+async def test_damaged_records_of_blobs_do_not_end_a_stream(model: Model) -> None:
+    """The change is told without the body, and the other digests can be had."""
+    digest, _ = await model.image("v1")
+    layer = Digest.of(b"layer")
+    await model.kv.txn([], [Put(keys.blob(digest), b"\xff no message")])
+    (found,) = await _told(model, 1, 2)
+    assert [change.body for change in found.changes] == [None, None]
+    source = FeedSource(site_of(model), Registers(), [])
+    assert await source.have(REPOSITORY, [digest, layer]) == [layer]
+
+
+async def test_a_damaged_ack_is_replaced(model: Model) -> None:
+    """It ends no stream, and the next ack heals it."""
+    await model.image("v1")
+    await model.kv.txn([], [Put(keys.ack("nyc"), b"\xff no message")])
+
+    def healed() -> bool:
+        return model.kv.entries()[keys.ack("nyc")] != b"\xff no message"
+
+    async with feed(model) as client, told(client, Cursor("", 0)) as (stream, batches):
+        batch = await anext(batches)
+        await stream.ack(Cursor("1", batch.head))
+        await eventually(healed, 5, "the ack is recorded")
+    assert codec.decode_ack(model.kv.entries()[keys.ack("nyc")]).revision == batch.head
