@@ -135,6 +135,13 @@ def test_a_peer_that_is_not_followed_is_status_1(entrepot: Entrepot, state: str)
     assert "because [of] this" in output
 
 
+def test_a_peer_that_is_not_to_be_followed_is_well(entrepot: Entrepot) -> None:
+    """`follow: false` is what was configured, so nothing is wrong."""
+    peer = PEER | {"state": "off"}
+    with site_that_says({"/api/v1/site": SITE, "/api/v1/peers": {"peers": [peer]}}) as url:
+        assert entrepot("status", "--url", url)[0] == 0
+
+
 def test_what_a_site_cannot_know_yet_is_no_error(entrepot: Entrepot) -> None:
     """Before the first contact there is neither a cursor nor a lag."""
     unknown = dict.fromkeys(("lag_keys", "lag_s", "cursor", "acked"))

@@ -8,7 +8,7 @@ from typing import Final
 import pytest
 
 from node.manifest import OCI_INDEX, OCI_MANIFEST
-from tests.registry import LAYER, Served, descriptor, digest_of, image, index, served
+from tests.registry import LAYER, REPOSITORY, Served, descriptor, digest_of, image, index, served
 
 IMAGE: Final = image(LAYER)
 MANIFEST: Final = digest_of(IMAGE)
@@ -96,3 +96,24 @@ async def test_pages_lead_through_all_tags(registry: Served, row: str) -> None:
         link = reply.headers.get("Link", "")
         path = link[1 : link.index(">")] if link else ""
     assert found == ["V1", "blue", "v1"]
+
+
+@pytest.mark.parametrize("row", ["TL8-G9"])
+async def test_the_catalogs_page_is_a_hundred(registry: Served, row: str) -> None:
+    """Without a number a page of the catalog has 100 names, and leads to the next."""
+    for n in range(100):
+        await registry.push_manifest(index(), repository=f"many/{n:03}")
+    reply = await registry.ask("GET", "/v2/_catalog")
+    assert len(reply.json()["repositories"]) == 100
+    assert reply.headers["Link"] == '</v2/_catalog?last=many%2F099&n=100>; rel="next"'
+    reply = await registry.ask("GET", "/v2/_catalog?last=many%2F099&n=100")
+    assert reply.json() == {"repositories": [REPOSITORY]}
+
+
+@pytest.mark.parametrize("row", ["TL7-G9"])
+async def test_a_link_can_be_followed_however_the_name_was_written(
+    registry: Served, row: str
+) -> None:
+    """The next page's path is written plainly, also if this one's was escaped."""
+    reply = await registry.ask("GET", "/v2/%74eam/app/tags/list?n=1")
+    assert reply.headers["Link"] == '</v2/team/app/tags/list?last=V1&n=1>; rel="next"'

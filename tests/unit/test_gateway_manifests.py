@@ -337,6 +337,9 @@ async def test_a_read_only_site(row: str) -> None:
             ("POST", uploads, None),
             ("POST", f"{uploads}?mount={OTHER}&from=x", None),
             ("DELETE", f"/v2/{REPOSITORY}/blobs/{OTHER}", None),
+            ("PATCH", f"{uploads}some-session", b"x"),
+            ("PUT", f"{uploads}some-session?digest={OTHER}", None),
+            ("DELETE", f"{uploads}some-session", None),
         ):
             reply = await registry.ask(method, path, body)
             assert (reply.status, reply.code) == (405, "UNSUPPORTED")

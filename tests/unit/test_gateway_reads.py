@@ -205,6 +205,7 @@ ROWS: Final = [
         body=LAYER,
     ),
     Row("known blob [B10]", "GET", f"{BLOBS}/{BLOB}", 304, {"If-None-Match": f'"{BLOB}"'}),
+    Row("known blob by HEAD [B10]", "HEAD", f"{BLOBS}/{BLOB}", 304, {"If-None-Match": f'"{BLOB}"'}),
     Row("empty blob [B11]", "GET", f"{BLOBS}/{EMPTY}", 200, headers=NO_LENGTH),
     Row(
         "empty blob by HEAD [B11]", "HEAD", f"{BLOBS}/{EMPTY}", 200, headers={"Content-Length": "0"}
