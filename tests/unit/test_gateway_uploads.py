@@ -384,3 +384,7 @@ async def test_locations_of_a_site_with_a_public_url(row: str) -> None:
         assert location.startswith(f"https://hub.example:444{UPLOADS}")
         reply = await registry.ask("POST", f"{UPLOADS}?digest={BLOB}", LAYER)
         assert reply.headers["Location"] == f"https://hub.example:444{PLACE}"
+        path = location.removeprefix("https://hub.example:444")
+        late = await registry.ask("PATCH", path, b"late", {"Content-Range": "5-8"})
+        assert late.status == 416
+        assert late.headers["Location"].startswith(f"https://hub.example:444{UPLOADS}")
