@@ -54,16 +54,27 @@ class Incoming:
         return chunk
 
     async def _next(self) -> bytes:
-        if not self._request.protocol.connected:
-            raise BodyCut(self._received)
+        content = self._request.content
+        if not self._request.protocol.connected or content.exception() is not None:
+            return self._rest()
         try:
             if not self._asked:
                 await self._ask()
             async with asyncio.timeout(self._idle_s):
-                return await self._request.content.readany()
+                return await content.readany()
         except (OSError, web.RequestPayloadError) as err:
             # OSError: the connection was lost, or (TimeoutError) nothing came.
             raise BodyCut(self._received) from err
+
+    def _rest(self) -> bytes:
+        """What had arrived of a body before it broke off, and then the error."""
+        content = self._request.content
+        err = content.exception()
+        # aiohttp shuts the front door on what it holds as soon as there is an exception.
+        rest = content.read_nowait() if err is None else content._read_nowait(-1)  # noqa: SLF001
+        if not rest:
+            raise BodyCut(self._received) from err
+        return rest
 
     async def _ask(self) -> None:
         self._asked = True

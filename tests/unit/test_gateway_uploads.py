@@ -290,6 +290,21 @@ async def test_a_client_that_leaves(registry: Served, row: str) -> None:
     assert reply.status == 201
 
 
+@pytest.mark.parametrize("row", ["U36"])
+@pytest.mark.parametrize("size", [10, 100_000, 1_000_000])
+async def test_a_client_that_leaves_at_once(registry: Served, row: str, size: int) -> None:
+    """All that arrived is kept, even if the client had left before anybody read it."""
+    location = await registry.start_upload()
+    head = f"PATCH {location} HTTP/1.1\r\nHost: x\r\nContent-Length: {8 << 20}\r\n\r\n"
+    async with registry.connected() as (_, writer):
+        writer.write(head.encode() + bytes(size))
+
+    async def kept() -> bool:
+        return await _held(registry, location) == f"0-{size - 1}"
+
+    await eventually(kept, 5, "all bytes are kept")
+
+
 async def _arrived(registry: Served) -> None:
     await eventually(lambda: bool(registry.blobs._pieces), 5, "the first bytes arrive")
 
