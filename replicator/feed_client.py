@@ -1,7 +1,8 @@
 """One peer's Feed, as its follower calls it.
 
 Whatever the peer answers is read whole before it is handed on.  What makes no sense raises
-`FeedDamaged`; an answer that refuses us, one of `Refused`; all else is weather, `PeerUnavailable`.
+`FeedDamaged`, a change that makes none is told as `Batch.unreadable`; an answer that refuses us
+raises one of `Refused`; all else is weather, `PeerUnavailable`.
 The peer is asked to filter, and is not trusted to: what this site's filter for it does not take is
 dropped here, so a peer writes to no repository that it was not given.
 """
@@ -24,7 +25,7 @@ from node.errors import Denied, ManifestUnknown, PeerUnavailable
 from node.globs import Filter
 from node.keys import Name, TagName
 from node.records import Cursor, SiteRecord
-from node.reference import Repository
+from node.reference import Repository, Tag
 from node.remote import Remote
 from node.wire import feed_codec
 from node.wire import feed_pb2 as pb
@@ -183,18 +184,19 @@ class FeedClient:
 
     def _taken(self, batch: Batch, within: Repository | None = None) -> Batch:
         """The batch without what was not asked for."""
-        changes = tuple(c for c in batch.changes if self._takes(c.name, within))
-        if len(changes) == len(batch.changes):
-            return batch
-        if not self._told_of_dropped:
-            self._told_of_dropped = True
-            dropped = next(c.name for c in batch.changes if not self._takes(c.name, within))
-            _log.warning("a peer sends what it was not asked for", peer=self.site, name=dropped)
-        return replace(batch, changes=changes)
 
-    def _takes(self, name: Name, within: Repository | None) -> bool:
-        tag = name.tag if isinstance(name, TagName) else None
-        return within in {None, name.repository} and self._filter.takes(name.repository, tag)
+        def takes(repository: Repository, tag: Tag | None = None) -> bool:
+            return within in {None, repository} and self._filter.takes(repository, tag)
+
+        dropped = [c.name for c in batch.changes if not takes(c.name.repository, _tag(c.name))]
+        if dropped and not self._told_of_dropped:
+            self._told_of_dropped = True
+            _log.warning("a peer sends what it was not asked for", peer=self.site, name=dropped[0])
+        return replace(
+            batch,
+            changes=tuple(c for c in batch.changes if takes(c.name.repository, _tag(c.name))),
+            unreadable={name: why for name, why in batch.unreadable.items() if takes(name)},
+        )
 
     # --- for replicator.apply.Source
 
@@ -230,6 +232,10 @@ class FeedClient:
             return await self._remote.manifest(repository, digest, size)
         except ManifestUnknown as err:
             raise PeerUnavailable(self.site, f"it has {digest} no more") from err
+
+
+def _tag(name: Name) -> Tag | None:
+    return name.tag if isinstance(name, TagName) else None
 
 
 @contextmanager

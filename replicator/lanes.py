@@ -95,6 +95,8 @@ class Lanes:
 
     def take(self, batch: Batch) -> None:
         """Put a batch's changes into their lanes."""
+        for repository, reason in batch.unreadable.items():
+            self._leave_out(repository, batch, reason)
         changes = sorted(batch.changes, key=_order)
         left_out = [c for c in changes if self.parks.get(c.name.repository)]
         waiting = len(changes) - len(left_out)
@@ -108,6 +110,16 @@ class Lanes:
         for change in changes:
             if not self.parks.get(change.name.repository):
                 self._lane(change.name.repository).append(_Waiting(change, entered))
+
+    def _leave_out(self, repository: Repository, batch: Batch, reason: str) -> None:
+        """Park a repository that has a change which can't be read, wherever in the batch it is."""
+        first = min(self.ledger.taken + 1, batch.revision)
+        if self.parks.get(repository) is None:
+            self._park(repository, self._lane(repository), reason, first, batch.revision)
+        else:
+            self.parks.extend(repository, first)
+            self.parks.extend(repository, batch.revision)
+        self._news()
 
     async def room(self) -> None:
         """Wait until there is room for more."""
@@ -188,8 +200,9 @@ class Lanes:
             case Parked(reason=reason):
                 self.parks.failed(repository, reason)
 
-    def _park(self, repository: Repository, lane: deque[_Waiting], reason: str) -> None:
-        revisions = [waiting.change.revision for waiting in lane]
+    def _park(self, repository: Repository, lane: deque[_Waiting], reason: str, *also: int) -> None:
+        """Leave out what waits in the lane, and these revisions."""
+        revisions = [*also, *(waiting.change.revision for waiting in lane)]
         _log.info("a repository is parked", repository=repository, reason=reason)
         self.parks.park(repository, min(revisions), max(revisions), reason)
         while lane:
@@ -241,6 +254,7 @@ class Lanes:
                     in_a_row = in_a_row + 1 if _is_everywhere(result) else 0
                     if in_a_row == _FAILURES:
                         return 0, failure
+                failure = failure or batch.unreadable.get(repository, "")
                 if not batch.scanning:
                     as_of = batch.revision
         if not as_of:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from node.change import Change
@@ -67,13 +67,17 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Some changes; see ChangeBatch in feed.proto."""
+    """Some changes; see ChangeBatch in feed.proto.
+
+    `unreadable` are the repositories that have others in it, which can't be read, and why not.
+    """
 
     incarnation: str
     changes: Sequence[Change]
     revision: int
     scanning: bool
     head: int
+    unreadable: Mapping[Repository, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,13 +237,25 @@ def batch_message(batch: Batch) -> pb.ChangeBatch:
 
 
 def read_batch(message: pb.ChangeBatch) -> Batch:
-    """Raises: ValueError: Something in it can't be; then nothing of it is to be used."""
+    """A batch; a change that can't be read is told by its repository, and spoils no other.
+
+    Raises:
+        ValueError: It can't be read, or a change not so far as to say of which repository it is.
+    """
+    changes: list[Change] = []
+    unreadable: dict[Repository, str] = {}
+    for change in message.changes:
+        try:
+            changes.append(read_change(change))
+        except ValueError as err:
+            unreadable.setdefault(_repository(change.repository), f"can't be read: {err}")
     return Batch(
         _incarnation(message.incarnation),
-        tuple(read_change(change) for change in message.changes),
+        tuple(changes),
         _number(message.revision),
         message.scanning,
         _number(message.head),
+        unreadable,
     )
 
 

@@ -25,7 +25,7 @@ from node.records import Cursor
 from node.reference import Repository, Tag
 from node.register import Register
 from node.telemetry import Metrics
-from node.wire import codec
+from node.wire import codec, feed_codec
 from node.wire import feed_pb2 as pb
 from node.wire.feed_channel import DIALLER_OPTIONS, SERVICE
 from node.wire.feed_codec import BATCH_BYTES, BATCH_CHANGES, Batch
@@ -214,6 +214,24 @@ async def test_a_repository_is_not_told_within_another() -> None:
     async with telling(batch) as client:
         (heard,) = [one async for one in client.repository(Repository("b"))]
     assert [change.name.repository for change in heard.changes] == ["b"]
+
+
+async def test_a_change_that_cannot_be_read_spoils_no_other() -> None:
+    """It is told by its repository, if that is ours to take; without one nothing can be said."""
+    batch = feed_codec.batch_message(
+        Batch("1", [_told("a", "v1"), _told("b", "v1"), _told("c", "v1")], 3, False, 3)
+    )
+    for spoilt in (batch.changes[1], batch.changes[2]):
+        spoilt.tag = "/"
+    only = telling(batch, repositories=("a", "b"))
+    async with only as client, told(client, FROM_START) as (_, batches):
+        heard = await anext(batches)
+    assert [change.name.repository for change in heard.changes] == ["a"]
+    assert set(heard.unreadable) == {"b"}
+    batch.changes[0].repository = "/"
+    async with telling(batch) as client, told(client, FROM_START) as (_, batches):
+        with pytest.raises(FeedDamaged):
+            await anext(batches)
 
 
 def _told(repository: str, tag: str) -> Change:

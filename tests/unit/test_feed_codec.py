@@ -111,11 +111,19 @@ SPOILT: dict[str, Callable[[pb.Change], object]] = {
 def test_a_change_that_no_site_could_have_written_is_refused(
     spoil: Callable[[pb.Change], object],
 ) -> None:
-    """One bad field is enough, and nothing of the batch is used."""
-    good = feed_codec.change_message(_change())
-    batch = pb.ChangeBatch(incarnation="life", changes=[good, _spoilt(spoil)], revision=1)
+    """One bad field is enough; in a batch it costs its repository and no other."""
+    spoilt = _spoilt(spoil)
     with pytest.raises(ValueError, match=r"\w"):
-        feed_codec.read_batch(batch)
+        feed_codec.read_change(spoilt)
+    good = feed_codec.change_message(_change())
+    message = pb.ChangeBatch(incarnation="life", changes=[good, spoilt], revision=1)
+    if spoilt.repository == good.repository:
+        batch = feed_codec.read_batch(message)
+        assert batch.changes == (_change(),)
+        assert list(batch.unreadable) == [good.repository]
+    else:
+        with pytest.raises(ValueError, match=r"\w"):
+            feed_codec.read_batch(message)
 
 
 REQUESTS = {

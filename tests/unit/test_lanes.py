@@ -48,6 +48,7 @@ class _Site:
     unreachable: bool = False
     bad: frozenset[int] = frozenset()
     everywhere: bool = False
+    unreadable: dict[Repository, str] = field(default_factory=dict)
     now: float = 0.0
 
     async def apply(self, change: Change) -> Result:
@@ -71,7 +72,8 @@ class _Site:
         await asyncio.sleep(0)
         if self.unreachable:
             raise PeerUnavailable("fra", "down")
-        yield Batch("life", self.state.get(name, []), self.as_of, True, self.as_of)
+        state = self.state.get(name, [])
+        yield Batch("life", state, self.as_of, True, self.as_of, self.unreadable)
         yield Batch("life", (), self.as_of, False, self.as_of)
 
     @asynccontextmanager
@@ -266,6 +268,29 @@ async def test_a_bug_parks_one_repository() -> None:
         await eventually(lambda: lanes.parks.get(A), 5, "it is parked")
         lanes.take(_batch(_change(B, 2)))
         await _cursor(lanes, 2)
+
+
+async def test_a_change_that_cannot_be_read_parks_its_repository_only() -> None:
+    """The others go on, and it stays parked, with the reason, until the source mends it."""
+    site = _Site(state={A: [_change(A, 3)]}, as_of=9, unreadable={A: "no register"})
+    async with site.lanes() as lanes:
+        lanes.take(_batch(_change(A, 1)))
+        lanes.take(Batch("life", [_change(A, 3), _change(B, 3)], 4, False, 4, {A: "no register"}))
+        await _cursor(lanes, 4)
+        park = lanes.parks.get(A)
+        assert park is not None
+        assert (park.record.first, park.record.last, park.record.reason) == (1, 4, "no register")
+        lanes.hurry()
+        await eventually(lambda: (A, 3) in site.applied, 5, "the rest of it is applied")
+        assert lanes.parks.get(A) is not None
+        site.unreadable = {}
+
+        def caught_up() -> bool:
+            lanes.hurry()
+            return lanes.parks.get(A) is None
+
+        await eventually(caught_up, 5, "it has caught up")
+    assert (B, 3) in site.applied
 
 
 async def test_a_new_life_of_the_source_forgets_what_waits() -> None:
