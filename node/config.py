@@ -16,14 +16,15 @@ import os
 import re
 import tempfile
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from itertools import combinations
+from contextlib import suppress
 from pathlib import Path
-from typing import Final, TypeAlias, get_args
+from typing import Any, Final, TypeAlias, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from node.config_checks import contradictions, secret_problems
 from node.config_models import Address, Config, Peer
 
 __all__ = ["Address", "Config", "ConfigError", "Peer", "ensure_folders", "load", "warnings"]
@@ -36,6 +37,8 @@ _OF_THE_COMMAND: Final = frozenset({"ENTREPOT_CONFIG", "ENTREPOT_DATA"})
 # Kubernetes sets these in every container beside a Service that is called entrepot.
 _OF_KUBERNETES: Final = re.compile(r"ENTREPOT_(SERVICE_(HOST|PORT)(_.+)?|PORT(_\d+_.+)?)")
 _SHOWN_CHARACTERS: Final = 40
+# Stands in for what is wrong of a peer: nothing can be said against it.
+_ANY_PEER: Final = {"site": "peer", "http": "http://127.0.0.1:1", "grpc": "127.0.0.1:1"}
 
 _EXPECTED: Final = {
     "string_type": "text",
@@ -67,13 +70,11 @@ def load(file: Path | None, data: Path, environ: Mapping[str, str] = os.environ)
     """
     given = _parse(file) if file else {}
     variables, problems = _overlay(given, environ)
-    try:
-        config = Config.model_validate(given)
-    except ValidationError as err:
-        found = [_render(error, variables) for error in err.errors(include_url=False)]
-        raise ConfigError(*problems, *found) from err
+    config, errors = _mended(given)
+    problems += dict.fromkeys(_render(error, variables) for error in errors)
     config = _with_absolute_paths(config, (file.parent if file else data).absolute())
-    problems += [*_contradictions(config), *_secret_problems(config.peers)]
+    unknown = {_path(_place(error)) for error in errors}
+    problems += [*contradictions(config, unknown), *secret_problems(config.peers)]
     if problems:
         raise ConfigError(*problems)
     return config
@@ -216,12 +217,56 @@ def _put(given: dict[str, object], steps: Sequence[str], value: object) -> Locat
     return (*location, last)
 
 
+# --- what can be read of it
+
+
+def _mended(given: dict[str, object]) -> tuple[Config, list[ErrorDetails]]:
+    """The configuration without what is wrong in it, so that the rest can be checked too."""
+    found: list[ErrorDetails] = []
+    mended: set[Location] = set()
+    while True:
+        try:
+            return Config.model_validate(given), found
+        except ValidationError as err:
+            errors = err.errors(include_url=False)
+        # Some mistakes are seen only when others are gone.
+        found += errors
+        for place in {_place(error) for error in errors}:
+            # If it is still there, it goes with its whole section.
+            with suppress(LookupError):
+                _mend(given, place[:1] if place in mended else place)
+            mended.add(place)
+
+
+def _mend(given: dict[str, object], place: Location) -> None:
+    match place:
+        case ("peers", int(n)):
+            _within(given, place[:-1])[n] = dict(_ANY_PEER)
+        case ("peers", int(), str(key)) if key in _ANY_PEER:
+            _within(given, place[:-1])[key] = _ANY_PEER[key]
+        case _:
+            while isinstance(place[-1], int):
+                place = place[:-1]
+            _within(given, place[:-1]).pop(place[-1], None)
+
+
+def _within(given: dict[str, object], steps: Location) -> Any:
+    here: Any = given
+    for step in steps:
+        here = here[step]
+    return here
+
+
+def _place(error: ErrorDetails) -> Location:
+    # pydantic marks a mapping whose key itself is wrong with "[key]"; the key is what matters.
+    return tuple(step for step in error["loc"] if step != "[key]")
+
+
 # --- what is said of a problem
 
 
 def _render(error: ErrorDetails, variables: Mapping[Location, str]) -> str:
-    # pydantic marks a mapping whose key itself is wrong with "[key]"; the key is what matters.
-    location = tuple(step for step in error["loc"] if step != "[key]")
+    location = _place(error)
     return f"{_path(location)}: {_message(error)}{_source(location, variables)}"
 
 
@@ -288,7 +333,7 @@ def _keys_beside(location: Location) -> Iterable[str]:
     return model.model_fields
 
 
-# --- what no single key can know
+# --- what is found to be right
 
 
 def _with_absolute_paths(config: Config, base: Path) -> Config:
@@ -310,41 +355,3 @@ def _with_absolute_paths(config: Config, base: Path) -> Config:
             ),
         }
     )
-
-
-def _contradictions(config: Config) -> list[str]:
-    listeners = [(f"http.listen[{n}]", address) for n, address in enumerate(config.http.listen)]
-    listeners += [
-        ("grpc.listen", config.grpc.listen),
-        ("metrics.listen", config.metrics.listen),
-        ("replicator.listen", config.replicator.listen),
-    ]
-    problems = [
-        f"{path}: {address} is taken by {earlier}"
-        for (earlier, other), (path, address) in combinations(listeners, 2)
-        if address.overlaps(other)
-    ]
-    seen = {config.site: "this site's own name"}
-    for n, peer in enumerate(config.peers):
-        if peer.site in seen:
-            problems.append(f"peers[{n}].site: {peer.site} is {seen[peer.site]}")
-        seen.setdefault(peer.site, f"the name of peers[{n}] already")
-        if peer.secret_file is None and not (config.grpc.listen.is_loopback and peer.is_loopback):
-            problems.append(
-                f"peers[{n}].secret_file: is required, as not all of grpc.listen and the peer's "
-                "addresses are on this machine"
-            )
-    return problems
-
-
-def _secret_problems(peers: Sequence[Peer]) -> list[str]:
-    problems = []
-    for n, peer in enumerate(peers):
-        try:
-            _ = peer.secret
-        except OSError as err:
-            reason = err.strerror
-            problems.append(f"peers[{n}].secret_file: {peer.secret_file}: can't be read: {reason}")
-        except ValueError as err:
-            problems.append(f"peers[{n}].secret_file: {peer.secret_file}: {err}")
-    return problems

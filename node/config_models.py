@@ -8,7 +8,6 @@ variable (node/config.py does), and what is built cannot be changed.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import ip_address
@@ -225,15 +224,18 @@ def _tags(text: str) -> str:
     return text
 
 
-def _headers(headers: dict[str, str]) -> Mapping[str, str]:
-    for name, value in headers.items():
-        if not _HEADER.fullmatch(name):
-            raise _problem(f"{name!r} is no name of a header")
-        if name.lower() in _OWN_HEADERS:
-            raise _problem(f"{name} is set by the registry itself")
-        if not _VALUE.fullmatch(value):
-            raise _problem(f"the value of {name} is no text that a header can hold")
-    return headers
+def _header(name: str) -> str:
+    if not _HEADER.fullmatch(name):
+        raise _problem("is no name of a header")
+    if name.lower() in _OWN_HEADERS:
+        raise _problem("is set by the registry itself")
+    return name
+
+
+def _header_value(text: str) -> str:
+    if not _VALUE.fullmatch(text):
+        raise _problem("is no text that a header can hold")
+    return text
 
 
 def _some(items: tuple[object, ...]) -> tuple[object, ...]:
@@ -249,7 +251,8 @@ SiteName = Annotated[str, AfterValidator(_site)]
 Url = Annotated[str, AfterValidator(_url)]
 Repositories = Annotated[str, AfterValidator(_repositories)]
 Tags = Annotated[str, AfterValidator(_tags)]
-Headers = Annotated[dict[str, str], AfterValidator(_headers)]
+Header = Annotated[str, AfterValidator(_header)]
+HeaderValue = Annotated[str, AfterValidator(_header_value)]
 
 
 class Section(BaseModel):
@@ -263,7 +266,7 @@ class Http(Section):
 
     listen: Annotated[tuple[Address, ...], AfterValidator(_some)] = (Address("127.0.0.1", 5000),)
     public_url: Url | None = None
-    headers: Headers = Field(default_factory=dict)
+    headers: dict[Header, HeaderValue] = Field(default_factory=dict)
     trusted_proxies: NotBuilt = None
     tls: NotBuilt = None
 

@@ -78,6 +78,78 @@ read_only: perhaps
     ]
 
 
+def test_parts_that_are_wrong_hide_no_contradiction_of_others(tmp_path: Path) -> None:
+    """What can be read is compared although something else can't, and nothing else is."""
+    (tmp_path / "short").write_text("secret\n")
+    found = problems(
+        tmp_path,
+        """
+site: fra
+http: {listen: ["127.0.0.1:5002", "5001"], headers: {"a b": c, Date: now, B: "", C: 5}}
+grpc: {listen: "127.0.0.1:6000"}
+replicator: {listen: "127.0.0.1:6000"}
+peers:
+- {site: NYC, http: "http://127.0.0.1:1", grpc: "127.0.0.1:1"}
+- {site: fra, http: "http://127.0.0.1", grpc: nowhere, secret_file: short}
+- 7
+- {site: ams, http: "http://ams.example", tags: [a/b, c/d]}
+- {site: ams, http: "http://127.0.0.1", grpc: "127.0.0.1:1", secret_file: 5}
+""",
+    )
+    assert [line.partition(": ")[0] for line in sorted(found)] == [
+        "http.headers.B",
+        "http.headers.C",
+        "http.headers.Date",
+        "http.headers.a b",
+        "http.listen[1]",
+        "peers[0].site",
+        "peers[1].grpc",
+        "peers[1].secret_file",
+        "peers[1].site",
+        "peers[2]",
+        "peers[3].grpc",
+        "peers[3].secret_file",
+        "peers[3].tags[0]",
+        "peers[3].tags[1]",
+        "peers[4].secret_file",
+        "peers[4].site",
+        "replicator.listen",
+    ]
+
+
+def test_what_cannot_be_read_contradicts_nothing(tmp_path: Path) -> None:
+    """No default takes the place of a wrong value, to be called wrong itself."""
+    found = problems(
+        tmp_path,
+        """
+site: Local
+metrics: {listen: "127.0.0.1:5001"}
+grpc: {listen: 5001}
+peers: [{site: local, http: "http://nyc.example", grpc: "nyc.example:1", secret_file: 5}]
+""",
+    )
+    assert sorted(line.partition(": ")[0] for line in found) == [
+        "grpc.listen",
+        "peers[0].secret_file",
+        "site",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("http: {5: 6, listn: a}", id="a number as key"),
+        pytest.param("http: {listn: a}\n5: 6", id="a number as key of the whole"),
+        pytest.param("peers: [&a {site: A, tags: [/]}, *a]", id="the same peer twice"),
+        pytest.param("peers: {0: {site: A}}\nhttp: [a]\nblobs: 5", id="no sections at all"),
+        pytest.param("metadata: {sqlite: {path: [a]}, etcd: {5: 6}}", id="inside of a section"),
+    ],
+)
+def test_whatever_is_wrong_is_found_in_the_end(tmp_path: Path, text: str) -> None:
+    """Nothing that YAML can hold keeps the search from its end."""
+    assert problems(tmp_path, text)
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
