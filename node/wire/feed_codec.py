@@ -44,10 +44,7 @@ _FINGERPRINT_LENGTH: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Who speaks: site, incarnation and its clock (ms).
-
-    In a reply also its newest revision, and the fingerprint of its filter for who asks.
-    """
+    """Who speaks, and its clock (ms); a reply has its newest revision and its filter for us too."""
 
     site: str
     incarnation: str
@@ -120,17 +117,15 @@ def read_hello(message: pb.HelloRequest | pb.HelloReply) -> Hello:
     """Raises: ValueError: It names no site or no incarnation, or its clock is no time."""
     _check(0 < len(message.site) <= _SITE_LENGTH, "no name of a site")
     _check(0 <= message.ms <= _MOST_MS, "no time")
-    revision, filters = 0, ""
-    if isinstance(message, pb.HelloReply):
-        revision, filters = message.revision, message.filters
-    _check(len(filters) <= _FINGERPRINT_LENGTH, "a fingerprint is too long")
+    reply = message if isinstance(message, pb.HelloReply) else pb.HelloReply()
+    _check(len(reply.filters) <= _FINGERPRINT_LENGTH, "a fingerprint is too long")
     return Hello(
         message.site,
         _incarnation(message.incarnation),
         message.ms,
-        _number(revision),
+        _number(reply.revision),
         message.protocol,
-        filters,
+        reply.filters,
     )
 
 
