@@ -25,6 +25,9 @@ INDEX_TYPES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 IMAGE_TYPES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 MEDIA_TYPES: Final = INDEX_TYPES | IMAGE_TYPES | {OCI_ARTIFACT}
 
+# RFC 6838 4.2: 127 characters each, and the slash. Types travel in registers, so they are bounded.
+_TYPE_LENGTH: Final = 255
+
 # Layers that stay where their vendor put them, if they say where (image-spec layer.md; Docker's
 # foreign layers): they need not be pushed.
 _ELSEWHERE: Final = ("nondistributable", "foreign")
@@ -149,8 +152,8 @@ def _descriptor(item: object, where: str) -> Descriptor:
     if not isinstance(item, dict):
         raise ManifestInvalid(f"{where} is not a descriptor")
     media_type, digest, size = item.get("mediaType"), item.get("digest"), item.get("size")
-    if not isinstance(media_type, str) or not media_type or not _is_text(media_type):
-        raise ManifestInvalid(f"{where} has no mediaType")
+    if not isinstance(media_type, str) or not _is_type(media_type):
+        raise ManifestInvalid(f"{where} has no valid mediaType")
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**63:
         raise ManifestInvalid(f"{where} has no valid size")
     if not isinstance(digest, str):
@@ -168,9 +171,16 @@ def _unique(items: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:
 
 def _text(document: Mapping[str, Any], name: str) -> str | None:
     value = document.get(name)
-    if value is not None and not _is_text(value):
-        raise ManifestInvalid(f"{name} must be text")
-    return value or None
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str) or not _is_type(value):
+        raise ManifestInvalid(f"{name} must be text of at most {_TYPE_LENGTH} characters")
+    return value
+
+
+def _is_type(value: object) -> bool:
+    """A media type: text that can be a listing's or a register's part."""
+    return _is_text(value) and 0 < len(str(value)) <= _TYPE_LENGTH
 
 
 def _is_text(value: object) -> bool:

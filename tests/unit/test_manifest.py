@@ -155,6 +155,9 @@ def test_a_subject_is_read_from_images_and_indexes() -> None:
         (_image(annotations={"a": "\ud800"}), None),
         (_image(annotations={"\udfff": "a"}), None),
         (_image(artifactType=1), None),
+        (_image(artifactType=[]), None),
+        (_image(artifactType="x" * 256), None),
+        (_image(config=_descriptor(b"x", mediaType="x" * 256)), None),
         (_image(artifactType="\udc00"), None),
     ],
 )
