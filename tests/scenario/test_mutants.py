@@ -26,7 +26,6 @@ from node.records import Pushed
 from node.reference import Repository, Tag
 from node.register import Dot, Register
 from node.replica import HeldManifest, HeldTag
-from node.stamps import Decider
 from node.transaction import Seen, Transaction
 from replicator import apply, plan
 from tests.scenario.checker import Violation
@@ -179,16 +178,6 @@ def registers_unguarded(patch: Patch) -> None:
     _unguarded(patch, b"M/")
 
 
-def retried_blindly(patch: Patch) -> None:
-    """An operation whose reply was lost is simply done again."""
-
-    async def done(_self: Decider, _op: str) -> bool:
-        return False
-
-    patch.setattr(Decider, "_done", done)
-    _unguarded(patch, b"o/")
-
-
 def parked_is_forgotten(patch: Patch) -> None:
     """The cursor passes an item that was not applied, and nothing says so."""
 
@@ -263,7 +252,6 @@ MUTANTS: Sequence[Callable[[Patch], None]] = (
     blobs_unguarded,
     parents_unguarded,
     registers_unguarded,
-    retried_blindly,
     parked_is_forgotten,
     park_ends_blindly,
     untag_takes_all,

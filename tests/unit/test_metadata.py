@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
@@ -16,11 +16,13 @@ from node.errors import (
     MetadataUnavailable,
     NameUnknown,
 )
-from node.kv import Put, Range, Snapshot
+from node.kv import Guard, Op, Outcome, Put, Range, Snapshot, Unknown
 from node.manifest import OCI_INDEX, OCI_MANIFEST, parse_manifest
 from node.manifest_transactions import Push
 from node.reference import Reference, Tag
 from node.register import Dot, Register
+from node.stamps import Decider
+from node.transaction import Transaction
 from node.wire import codec
 from tests.fake_kv import Fault, MemoryKV, once
 from tests.model import OTHER, REPOSITORY, Model, descriptor, image_body, index_body
@@ -335,3 +337,46 @@ async def test_a_tag_that_always_shows_something_is_never_unknown(model: Model) 
     writer = Model(model.kv, model.blobs, site="fra#2")
     reader = Model(_Moving(), model.blobs, site="fra#3")
     assert await _shows(reader, V1) == Digest.of(new_body)
+
+
+class _Overtaken(MemoryKV):
+    """A KV over which somebody else acts right after a reply was lost."""
+
+    somebody: Callable[[], Awaitable[object]]
+
+    async def txn(self, guards: Sequence[Guard], ops: Sequence[Op]) -> Outcome:
+        outcome = await super().txn(guards, ops)
+        if isinstance(outcome, Unknown):
+            await self.somebody()
+        return outcome
+
+
+@pytest.mark.parametrize("mutant", [False, True], ids=["as it is", "blind retry"])
+async def test_a_push_that_landed_is_not_pushed_again(
+    mutant: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A push whose reply was lost, and that was pushed over meanwhile, stays overwritten.
+
+    The mutant shows that it is the operation's key that sees to it.
+    """
+    kv = _Overtaken()
+    model, other = Model(kv), Model(kv, site="fra#2")
+    other.blobs = model.blobs
+    mine = image_body(await model.upload(b"{}"), annotations={"a": "mine"})
+    theirs, _ = await model.image(layer=b"theirs")
+    manifest = parse_manifest(mine, None)
+    await model.push(mine)
+    body = await model.content.read(theirs)
+    over = Push(REPOSITORY, theirs, len(body), parse_manifest(body, None), (V1,), "theirs")
+    kv.somebody = lambda: other.metadata.commit(over)
+    if mutant:
+
+        async def never_done(_self: Decider, _op: str) -> bool:
+            return False
+
+        monkeypatch.setattr(Decider, "_done", never_done)
+        monkeypatch.setattr(Transaction, "once", lambda _self, _op: None)
+    kv.faults = once(Fault.LOST_REPLY)
+    push = Push(REPOSITORY, Digest.of(mine), len(mine), manifest, (V1,), "mine")
+    await model.metadata.commit(push)
+    assert await _shows(model, V1) == (Digest.of(mine) if mutant else theirs)
