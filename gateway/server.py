@@ -13,6 +13,7 @@ from typing import Final, TypeAlias
 import structlog
 from aiohttp import web
 from aiohttp.http import RawRequestMessage
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from gateway.answers import Renderer
 from gateway.errors import render_unknown
@@ -33,9 +34,11 @@ _log = structlog.stdlib.get_logger(__name__)
 
 
 class _Connection(web.RequestHandler):
-    """A connection whose malformed requests are answered like all others."""
+    """A connection whose requests are answered also where they are malformed, or end too early."""
 
     renderer: Renderer
+    # The body that comes in: the last request's, until that is answered.
+    _body: StreamReader = EMPTY_PAYLOAD
 
     @property
     def idle(self) -> bool:
@@ -44,14 +47,34 @@ class _Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        request = self._current_request
-        if request is not None and self._messages and not request.content.is_eof():
-            message = self._messages[-1][0]
-            if not isinstance(message, RawRequestMessage):
-                # The framing of this request's body broke.  aiohttp would answer that only once
-                # the request has ended, and nobody tells the request.
-                request.content.set_exception(web.RequestPayloadError(message.message))
-                self._lingering_time = 0.0
+        if not self._messages:
+            return
+        message, body = self._messages[-1]
+        if isinstance(message, RawRequestMessage):
+            self._body = body
+        elif not self._body.is_eof():
+            # The framing of the body broke.  aiohttp would answer that only once its request has
+            # ended, and nobody tells the request.
+            self._break_off(message.message)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp never keeps it open
+        """Keep a connection open whose request was cut, until that is told."""
+        if self._body.is_eof():
+            return False
+        self._break_off("the client sends no more")
+        return True
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        finished = await super().finish_response(request, resp, start_time)
+        if self._body is request.content:
+            self._body = EMPTY_PAYLOAD  # what still comes is read for politeness only (G18)
+        return finished
+
+    def _break_off(self, reason: str) -> None:
+        self._body.set_exception(web.RequestPayloadError(reason))
+        self._lingering_time = 0.0  # so this is the connection's last request
 
     def handle_error(
         self,

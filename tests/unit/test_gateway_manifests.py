@@ -352,7 +352,9 @@ async def test_a_cut_body_stores_nothing(registry: Served) -> None:
         head = f"PUT {MANIFESTS}/v1 HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n"
         writer.write(head.encode() + IMAGE)
         writer.write_eof()
-        assert await reader.read() == b""
+        answer, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    assert answer.split()[1] == b"400"
+    assert json.loads(body)["errors"][0]["code"] == "SIZE_INVALID"
     assert (await registry.ask("GET", f"{MANIFESTS}/v1")).status == 404
 
 

@@ -8,13 +8,11 @@ from typing import Final
 
 import pytest
 
-from gateway.incoming import Incoming
 from node.config import Config
 from node.digest import Algorithm, Digest
 from node.errors import StorageFull
 from tests.fake_blobs import Call
 from tests.registry import LAYER, REPOSITORY, Served, digest_of, served
-from tests.waiting import eventually
 
 UPLOADS: Final = f"/v2/{REPOSITORY}/blobs/uploads/"
 BLOB: Final = digest_of(LAYER)
@@ -271,71 +269,6 @@ async def test_no_such_session(registry: Served, row: str, method: str) -> None:
         reply = await registry.ask(method, f"{place}{mark}digest={BLOB}")
         assert reply.status == 404, place
         assert method == "HEAD" or reply.code == "BLOB_UPLOAD_UNKNOWN"
-
-
-@pytest.mark.parametrize("row", ["U36"])
-async def test_a_client_that_leaves(registry: Served, row: str) -> None:
-    """What came before the cut is kept, and the client goes on from there."""
-    location = await registry.start_upload()
-    async with registry.connected() as (_, writer):
-        writer.write(f"PATCH {location} HTTP/1.1\r\n{SIZED}".encode() + LAYER[:400])
-        await _arrived(registry)
-
-    async def kept() -> bool:
-        return await _held(registry, location) == "0-399"
-
-    await eventually(kept, 5, "the bytes are kept")
-    asked = {"Content-Range": "400-1023"}
-    reply = await registry.ask("PUT", f"{location}&digest={BLOB}", LAYER[400:], asked)
-    assert reply.status == 201
-
-
-@pytest.mark.parametrize("row", ["U36"])
-@pytest.mark.parametrize("size", [10, 100_000, 1_000_000])
-async def test_a_client_that_leaves_at_once(registry: Served, row: str, size: int) -> None:
-    """All that arrived is kept, even if the client had left before anybody read it."""
-    location = await registry.start_upload()
-    head = f"PATCH {location} HTTP/1.1\r\nHost: x\r\nContent-Length: {8 << 20}\r\n\r\n"
-    async with registry.connected() as (_, writer):
-        writer.write(head.encode() + bytes(size))
-
-    async def kept() -> bool:
-        return await _held(registry, location) == f"0-{size - 1}"
-
-    await eventually(kept, 5, "all bytes are kept")
-
-
-async def _arrived(registry: Served) -> None:
-    await eventually(lambda: bool(registry.blobs._pieces), 5, "the first bytes arrive")
-
-
-async def test_a_client_that_stalls(registry: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that sends nothing more is answered after a time, and may go on later (U36)."""
-    defaults = Incoming.__init__.__kwdefaults__
-    assert defaults is not None
-    monkeypatch.setitem(defaults, "idle_s", 0.05)
-    location = await registry.start_upload()
-    async with registry.connected() as (reader, writer):
-        writer.write(f"PATCH {location} HTTP/1.1\r\n{SIZED}".encode() + LAYER[:400])
-        answer = await reader.readuntil(b"}]}")
-        assert answer.split()[1] == b"400"
-    assert await _held(registry, location) == "0-399"
-
-
-@pytest.mark.parametrize("when", ["at once", "later"])
-async def test_broken_framing(registry: Served, when: str) -> None:
-    """Chunks that can't be read are the client's fault, and it is told so."""
-    location = await registry.start_upload()
-    async with registry.connected() as (reader, writer):
-        head = f"PATCH {location} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-        writer.write(head.encode() + b"5\r\nhello\r\n")
-        if when == "later":
-            await _arrived(registry)
-        writer.write(b"zz\r\n")
-        answer = await reader.readuntil(b"}]}")
-        assert answer.split()[1] == b"400"
-        assert b"Docker-Distribution-API-Version" in answer
-    assert await _held(registry, location) == ("0-4" if when == "later" else "0-0")
 
 
 @pytest.mark.parametrize("row", ["G17"])
