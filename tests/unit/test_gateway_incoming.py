@@ -101,7 +101,7 @@ async def test_a_client_that_stalls(registry: Served, monkeypatch: pytest.Monkey
     assert await _held(registry, location) == "0-399"
 
 
-@pytest.mark.parametrize("when", ["later"])
+@pytest.mark.parametrize("when", ["at once", "later"])
 @pytest.mark.parametrize(
     "broken",
     [
