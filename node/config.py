@@ -32,8 +32,10 @@ __all__ = ["Address", "Config", "ConfigError", "Peer", "ensure_folders", "load",
 Location: TypeAlias = tuple[str | int, ...]
 
 _PREFIX: Final = "ENTREPOT_"
+# By this a process knows whose child it is (node/supervisor.py), and says so (node/health.py).
+SUPERVISOR: Final = "ENTREPOT_SUPERVISOR"
 # Given to the command itself (node/lifecycle.py), not part of a site's configuration.
-_OF_THE_COMMAND: Final = frozenset({"ENTREPOT_CONFIG", "ENTREPOT_DATA"})
+_OF_THE_COMMAND: Final = frozenset({"ENTREPOT_CONFIG", "ENTREPOT_DATA", SUPERVISOR})
 # Kubernetes sets these in every container beside a Service that is called entrepot.
 _OF_KUBERNETES: Final = re.compile(r"ENTREPOT_(SERVICE_(HOST|PORT)(_.+)?|PORT(_\d+_.+)?)")
 _SHOWN_CHARACTERS: Final = 40

@@ -8,6 +8,7 @@ one slow peer must not take every gateway out of its load balancer.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
@@ -15,7 +16,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from node.config import Address
+from node.config import SUPERVISOR, Address
 from node.lifecycle import binding
 
 CHECK_LIMIT_S: Final = 2.0
@@ -27,7 +28,8 @@ class HealthServer:
     """Answers the three on an address of its own, so that they stay out of the clients' way.
 
     A check passes by returning, and fails by raising or by taking longer than two seconds.
-    `status` is shown in /readyz's body and decides nothing.  While `stopping` is set, /readyz
+    `status` is shown in /readyz's body and decides nothing; so is the supervisor's nonce, by which
+    it tells its own children from a stranger on the same address.  While `stopping` is set, /readyz
     answers 503.
     """
 
@@ -40,6 +42,7 @@ class HealthServer:
         *,
         stopping: asyncio.Event,
         key: str = "metrics.listen",
+        supervisor: str | None = os.environ.get(SUPERVISOR),
     ) -> None:
         self._listen = listen
         self._checks = checks
@@ -47,6 +50,7 @@ class HealthServer:
         self._registry = registry
         self._stopping = stopping
         self._key = key
+        self._supervisor = supervisor
         self._runner = web.ServerRunner(
             web.Server(self._answer, access_log=None), shutdown_timeout=1
         )
@@ -94,6 +98,7 @@ class HealthServer:
                 "draining": draining,
                 "checks": outcomes,
                 "status": dict(self._status()),
+                "supervisor": self._supervisor,
             },
             status=200 if ready else 503,
         )

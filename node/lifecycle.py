@@ -25,7 +25,7 @@ import socket
 import stat
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -174,6 +174,16 @@ def binding(path: str, address: Address) -> Iterator[None]:
     except RuntimeError as err:
         # grpc says no more than that it failed; a socket tells why.
         raise ConfigError(_why_not(path, address, _probe(address))) from err
+
+
+def taken(listeners: Mapping[str, Address]) -> list[str]:
+    """The problems of those addresses that somebody listens on by now."""
+    problems = []
+    for path, address in listeners.items():
+        error = _probe(address)
+        if error and error.errno == errno.EADDRINUSE:
+            problems.append(_why_not(path, address, error))
+    return problems
 
 
 def _why_not(path: str, address: Address, error: OSError | None) -> str:

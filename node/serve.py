@@ -19,7 +19,9 @@ from typing import Final
 
 import aiohttp
 
-from node.config import Config, ensure_folders, load
+from node.config import Config, ConfigError, ensure_folders, load
+from node.config_checks import listeners
+from node.lifecycle import taken
 from node.supervisor import Child, Supervisor, sole
 
 POLL_S: Final = 0.1
@@ -54,7 +56,8 @@ async def serve(sites: Sequence[Site], ready: Callable[[Site, Config], None]) ->
     `ready` is told of each site once its gateway answers.
 
     Raises:
-        ConfigError: A site's configuration is wrong, or its folder is in use or can't be written.
+        ConfigError: A site's configuration is wrong, its folder is in use or can't be written, or
+            its addresses are taken.
     """
     async with AsyncExitStack() as stack:
         supervisors = []
@@ -64,6 +67,9 @@ async def serve(sites: Sequence[Site], ready: Callable[[Site, Config], None]) ->
         for site, config in zip(sites, configs, strict=True):
             lock = await stack.enter_async_context(sole(config.metadata.sqlite.path.parent))
             supervisors.append(Supervisor(site.children, environ=site.environ, inherited=(lock,)))
+        # The children find out as well, but the first one takes the others down with it.
+        if problems := [one for config in configs for one in taken(listeners(config))]:
+            raise ConfigError(*problems)
         _watch_signals(supervisors)
         async with asyncio.TaskGroup() as tasks:
             runs = [tasks.create_task(_run(one, supervisors)) for one in supervisors]
@@ -81,16 +87,23 @@ async def _run(supervisor: Supervisor, all_of_them: Sequence[Supervisor]) -> int
 
 
 async def _announce(config: Config, supervisor: Supervisor, ready: Callable[[], None]) -> None:
+    url = f"http://{config.metrics.listen}/readyz"
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as client:
         while not supervisor.stopping.is_set():
-            try:
-                async with client.get(f"http://{config.metrics.listen}/readyz") as answer:
-                    if answer.status == 200:
-                        ready()
-                        return
-            except (aiohttp.ClientError, TimeoutError):
-                pass
+            if await _is_ready(client, url, supervisor.nonce):
+                ready()
+                return
             await asyncio.sleep(POLL_S)
+
+
+async def _is_ready(client: aiohttp.ClientSession, url: str, nonce: str) -> bool:
+    """Whether a child of the supervisor with this nonce is ready there; a stranger is not."""
+    try:
+        async with client.get(url) as answer:
+            said = await answer.json(content_type=None)
+    except (aiohttp.ClientError, TimeoutError, ValueError):
+        return False
+    return answer.status == 200 and isinstance(said, dict) and said.get("supervisor") == nonce
 
 
 def _watch_signals(supervisors: Sequence[Supervisor]) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import secrets
 import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -27,7 +28,7 @@ from typing import Final
 
 import structlog
 
-from node.config import ConfigError
+from node.config import SUPERVISOR, ConfigError
 
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 5.0
@@ -51,7 +52,8 @@ class Child:
 class Supervisor:
     """Runs its children until it is told to stop.
 
-    `inherited` are descriptors that the children keep open, `environ` their whole environment.
+    `inherited` are descriptors that the children keep open, `environ` is their environment.  They
+    find `nonce` in it too: no other supervisor's children have it.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class Supervisor:
         drain_s: float = DRAIN_S,
     ) -> None:
         self.stopping = asyncio.Event()
+        self.nonce = secrets.token_hex(16)
         self._children = children
-        self._environ = environ
+        # grpc tells of every connection that a peer closes, on stderr and past our logs.
+        self._environ = {"GRPC_VERBOSITY": "ERROR", **environ, SUPERVISOR: self.nonce}
         self._inherited = inherited
         self._drain_s = drain_s
         self._killing = asyncio.Event()

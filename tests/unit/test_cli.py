@@ -205,16 +205,53 @@ def test_serve_in_a_folder_that_cannot_be_written(entrepot: Entrepot, tmp_path: 
     ]
 
 
+def test_serve_on_addresses_that_are_taken(entrepot: Entrepot, tmp_path: Path) -> None:
+    """Status 2, one line for each address, and no word of a site that is ready."""
+    file = tmp_path / "entrepot.yaml"
+    with site_that_says({"/readyz": {"ready": True}}) as url, site_that_says({}) as another:
+        one, other = url.removeprefix("http://"), another.removeprefix("http://")
+        file.write_text(
+            f"http: {{listen: ['127.0.0.1:{free_port()}', '{other}']}}\n"
+            f"grpc: {{listen: '127.0.0.1:{free_port()}'}}\n"
+            f"metrics: {{listen: '{one}'}}\n"
+            f"replicator: {{listen: '127.0.0.1:{free_port()}'}}\n"
+        )
+        status, output, errors = entrepot("serve", "--config", str(file))
+    assert (status, output) == (2, "")
+    assert errors.splitlines() == [
+        f"http.listen[1]: {other} is in use",
+        f"metrics.listen: {one} is in use",
+    ]
+
+
+def addresses_of_its_own() -> dict[str, str]:
+    """Variables of a site that meets no other."""
+    port = free_ports((0, 1, 2, 3))
+    return {
+        "ENTREPOT_HTTP__LISTEN": f'["127.0.0.1:{port}"]',
+        "ENTREPOT_GRPC__LISTEN": f"127.0.0.1:{port + 1}",
+        "ENTREPOT_METRICS__LISTEN": f"127.0.0.1:{port + 2}",
+        "ENTREPOT_REPLICATOR__LISTEN": f"127.0.0.1:{port + 3}",
+    }
+
+
 class SmallSite(Site):
     """A site of one process that answers as a gateway does when it is ready."""
 
+    says = 'os.environ["ENTREPOT_SUPERVISOR"]'
+
     @property
     def children(self) -> tuple[Child, ...]:
-        source = """
-import http.server, os, signal, sys
+        source = f"""
+import http.server, json, os, signal, sys
+asked = []
 class Ready(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200); self.send_header("Content-Length", "0"); self.end_headers()
+        body = json.dumps({{"supervisor": {self.says}}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Ready).serve_forever()
 """
@@ -224,10 +261,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Ready).serve_forever()
 
 async def test_serve_says_when_a_site_is_ready_and_ends_on_ctrl_c(tmp_path: Path) -> None:
     """Each site is announced once, and Ctrl-C ends them all with status 0."""
-    sites = [
-        SmallSite(None, tmp_path / name, {"ENTREPOT_METRICS__LISTEN": f"127.0.0.1:{free_port()}"})
-        for name in ("one", "other")
-    ]
+    sites = [SmallSite(None, tmp_path / name, addresses_of_its_own()) for name in ("one", "other")]
     announced: list[tuple[Site, Config]] = []
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
         run = tasks.create_task(serve(sites, lambda *ready: announced.append(ready)))
@@ -235,6 +269,21 @@ async def test_serve_says_when_a_site_is_ready_and_ends_on_ctrl_c(tmp_path: Path
         os.kill(os.getpid(), signal.SIGINT)
         assert await run == 0
     assert {site.data for site, _ in announced} == {tmp_path / "one", tmp_path / "other"}
+
+
+class Stranger(SmallSite):
+    """A site where something else answers, as if ready; its third answer is its last."""
+
+    says = "asked.append(self.path) or (len(asked) > 3 and os._exit(2))"
+
+
+async def test_serve_says_nothing_of_a_stranger(tmp_path: Path) -> None:
+    """Who answers at the site's address without being of the site is not announced."""
+    announced: list[Site] = []
+    site = Stranger(None, tmp_path, addresses_of_its_own())
+    async with asyncio.timeout(60):
+        assert await serve([site], lambda one, _: announced.append(one)) == 2
+    assert not announced
 
 
 # --- demo

@@ -303,6 +303,7 @@ def test_variables_of_others_are_left_alone(tmp_path: Path) -> None:
         "ENTREPOT_SERVICE_PORT_HTTP": "5000",
         "ENTREPOT_CONFIG": "x",
         "ENTREPOT_DATA": "y",
+        "ENTREPOT_SUPERVISOR": "z",
         "PATH": "/bin",
     }
     assert load(None, tmp_path, environ) == load(None, tmp_path, {})

@@ -43,6 +43,7 @@ async def serving(
         lambda: {"quorum": False},
         Metrics("test").registry,
         stopping=stopping or asyncio.Event(),
+        supervisor="nonce",
     )
     await server.start()
     async with aiohttp.ClientSession(f"http://{address}") as client:
@@ -70,6 +71,7 @@ async def test_a_process_whose_checks_pass_is_ready() -> None:
     assert status == 200
     assert '"checks": {"blobs": "ok", "metadata": "ok"}' in body
     assert '"status": {"quorum": false}' in body
+    assert '"supervisor": "nonce"' in body
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,27 @@ async def test_a_child_that_dies_is_started_again_and_the_other_goes_on(start: S
     assert not any(is_alive(pid) for pid in one.pids() + other.pids())
 
 
+@pytest.mark.parametrize(
+    ("given", "level"), [({}, "ERROR"), ({"GRPC_VERBOSITY": "DEBUG"}, "DEBUG")]
+)
+async def test_children_know_whose_they_are(
+    given: dict[str, str], level: str, tmp_path: Path
+) -> None:
+    """They find their supervisor's nonce, and a quiet grpc unless somebody asked for another."""
+    said = tmp_path / "said"
+    source = """
+import os, sys
+said = [os.environ[name] for name in ("ENTREPOT_SUPERVISOR", "GRPC_VERBOSITY")]
+open(sys.argv[1], "w").write(" ".join(said))
+sys.exit(2)
+"""
+    child = Child("one", (sys.executable, "-S", "-E", "-c", source, str(said)))
+    supervisor = Supervisor([child], environ=given)
+    async with asyncio.timeout(60):
+        assert await supervisor.run() == 2
+    assert said.read_text().split() == [supervisor.nonce, level]
+
+
 async def test_a_child_that_cannot_start_ends_all(start: Start) -> None:
     """A wrong configuration stays wrong: status 2 ends everything with status 2."""
     one, other = start("one", f"{_HEAD}\nhere(); sys.exit(2)"), start("other", OBEDIENT)
