@@ -27,7 +27,16 @@ from pydantic_core import ErrorDetails
 from node.config_checks import contradictions, secret_problems
 from node.config_models import Address, Config, Peer
 
-__all__ = ["Address", "Config", "ConfigError", "Peer", "ensure_folders", "load", "warnings"]
+__all__ = [
+    "Address",
+    "Config",
+    "ConfigError",
+    "Peer",
+    "ensure_folders",
+    "load",
+    "require_folder",
+    "warnings",
+]
 
 Location: TypeAlias = tuple[str | int, ...]
 
@@ -64,12 +73,24 @@ class ConfigError(Exception):
         self.problems = problems
 
 
+def require_folder(data: Path) -> None:
+    """Refuse what can't be a folder of data because it is a file.
+
+    Raises:
+        ConfigError: It is a file.
+    """
+    if data.is_file():
+        raise ConfigError(f"--data: {data} is a file, not a folder")
+
+
 def load(file: Path | None, data: Path, environ: Mapping[str, str] = os.environ) -> Config:
     """The configuration of a file, with variables over it; all paths in it are absolute.
 
     Raises:
         ConfigError: Something is wrong; it holds all that is.
     """
+    if not file:
+        require_folder(data)
     given = _parse(file) if file else {}
     variables, problems = _overlay(given, environ)
     config, errors = _mended(given)

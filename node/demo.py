@@ -12,7 +12,7 @@ from typing import Final
 
 import yaml
 
-from node.config import ConfigError
+from node.config import ConfigError, require_folder
 from node.serve import Site
 
 BASE_PORT: Final = 5000
@@ -28,6 +28,7 @@ def sites(folder: Path, base_port: int) -> list[Site]:
     Raises:
         ConfigError: The folder can't be written.
     """
+    require_folder(folder)
     environ = {k: v for k, v in os.environ.items() if not k.startswith("ENTREPOT_")}
     found = []
     for name, offset in _OFFSETS.items():

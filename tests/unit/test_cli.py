@@ -194,10 +194,20 @@ def test_single_processes_take_the_place_of_the_command(
     assert became[0][1:] == ["-P", "-m", name, "--data", "b", "--config", "a.yaml"]
 
 
+@pytest.mark.parametrize("command", ["serve", "demo"])
+def test_data_that_is_a_file(entrepot: Entrepot, tmp_path: Path, command: str) -> None:
+    """Status 2 and one line that names the option, whatever is to be kept there."""
+    file = tmp_path / "file"
+    file.write_text("")
+    status, output, errors = entrepot(command, "--data", str(file))
+    assert (status, output) == (2, "")
+    assert errors == f"--data: {file} is a file, not a folder\n"
+
+
 def test_serve_in_a_folder_that_cannot_be_written(entrepot: Entrepot, tmp_path: Path) -> None:
     """Status 2 and one line for each folder, before any process is started."""
     (tmp_path / "file").write_text("")
-    status, _, errors = entrepot("serve", "--data", str(tmp_path / "file"))
+    status, _, errors = entrepot("serve", "--data", str(tmp_path / "file/data"))
     assert status == 2
     assert [line.partition(":")[0] for line in errors.splitlines()] == [
         "metadata.sqlite.path",
@@ -319,6 +329,6 @@ def test_the_demo_writes_its_configurations_only(
 def test_the_demo_says_where_it_cannot_write(entrepot: Entrepot, tmp_path: Path) -> None:
     """Status 2 and one line."""
     (tmp_path / "file").write_text("")
-    status, _, errors = entrepot("demo", "--data", str(tmp_path / "file"))
+    status, _, errors = entrepot("demo", "--data", str(tmp_path / "file/demo"))
     assert status == 2
     assert len(errors.splitlines()) == 1

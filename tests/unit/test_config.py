@@ -337,7 +337,16 @@ def test_folders_that_cannot_be_written_are_all_named(tmp_path: Path) -> None:
     """Both are said at once, by the key that names them."""
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError) as caught:
-        ensure_folders(load(None, tmp_path / "file", {}))
+        ensure_folders(
+            load(
+                None,
+                tmp_path,
+                {
+                    "ENTREPOT_METADATA__SQLITE__PATH": "file/metadata.db",
+                    "ENTREPOT_BLOBS__FILES__ROOT": "file/blobs",
+                },
+            )
+        )
     assert [line.partition(":")[0] for line in caught.value.problems] == [
         "metadata.sqlite.path",
         "blobs.files.root",
