@@ -91,8 +91,9 @@ def load(file: Path | None, data: Path, environ: Mapping[str, str] = os.environ)
     """
     if not file:
         require_folder(data)
-    given = _parse(file) if file else {}
+    given, odd = _parse(file) if file else ({}, [])
     variables, problems = _overlay(given, environ)
+    problems += odd
     config, errors = _mended(given)
     problems += dict.fromkeys(_render(error, variables) for error in errors)
     config = _with_absolute_paths(config, (file.parent if file else data).absolute())
@@ -160,7 +161,8 @@ def _yaml(text: str | bytes) -> object:
     return yaml.load(text, Loader=_Loader)  # noqa: S506
 
 
-def _parse(file: Path) -> dict[str, object]:
+def _parse(file: Path) -> tuple[dict[str, object], list[str]]:
+    """What stands under keys of text, and a problem for each other key."""
     try:
         content = _yaml(file.read_bytes())
     except OSError as err:
@@ -168,13 +170,11 @@ def _parse(file: Path) -> dict[str, object]:
     except yaml.YAMLError as err:
         raise ConfigError(f"{file}{_position(err)}") from err
     if content is None:
-        return {}
+        return {}, []
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: expected keys with values, found {_found(content)}")
-    odd = [key for key in content if not isinstance(key, str)]
-    if odd:
-        raise ConfigError(*(f"{key}: a key is text" for key in odd))
-    return content
+    given = {key: value for key, value in content.items() if isinstance(key, str)}
+    return given, [f"{key}: a key is text" for key in content if key not in given]
 
 
 def _position(err: yaml.YAMLError) -> str:
