@@ -230,11 +230,14 @@ class Lanes:
 
     async def _catch_up(self, repository: Repository) -> None:
         await self._until_due(repository)
+        ledger = self.ledger
         async with _place(self._catching_up, _nothing):
             try:
                 as_of, failure = await self._from_state(repository)
             except (RegistryError, FeedDamaged) as err:
                 as_of, failure = 0, str(err)
+        if ledger is not self.ledger:
+            failure = failure or "meanwhile the source began to tell everything anew"
         if failure:
             self.parks.failed(repository, failure)
         else:

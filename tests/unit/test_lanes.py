@@ -308,6 +308,29 @@ async def test_a_new_life_of_the_source_forgets_what_waits() -> None:
     assert site.applied == [(A, 100), (A, 1)]
 
 
+async def test_a_catch_up_from_before_is_not_one_of_what_is_told_anew() -> None:
+    """The source tells everything again meanwhile (a wider filter): the park stays for that."""
+    site = _Site(failing={A: "no blob"})
+    async with site.lanes() as lanes:
+        lanes.take(_batch(_change(A, 500)))
+        await _cursor(lanes, 500)
+        site.failing, site.state, site.as_of = {}, {A: [_change(A, 500)]}, 500
+        site.held[A] = asyncio.Event()
+        lanes.hurry()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        lanes.begin_life(Cursor("life", 0))
+        lanes.take(_batch(_change(A, 7), scanning=True))
+        site.state[A] = [_change(A, 7), _change(A, 500)]
+        site.held.pop(A).set()
+
+        def arrived() -> bool:
+            lanes.hurry()
+            return (A, 7) in site.applied
+
+        await eventually(arrived, 5, "the change of the wider filter")
+
+
 async def test_the_feed_is_not_read_on_while_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is bounded: there is room again when the lanes have done their work."""
     monkeypatch.setattr(lanes_module, "MOST_WAITING", 2)
