@@ -206,11 +206,18 @@ class Registry:
             await self._metadata.delete_manifest(repository, reference, manifest, actor)
 
     async def _parsed(self, repository: Repository, digest: Digest) -> Manifest | None:
-        """A manifest's contents, live or just deleted; None where its body is damaged or gone."""
+        """A manifest's contents; None where its body is damaged or gone.
+
+        Raises:
+            ManifestUnknown: It is not live, and a delete of it has left nothing to clear.
+        """
         try:
             media_type = (await self._metadata.resolve(repository, digest)).media_type
         except ManifestUnknown:
-            media_type = None  # its body says well enough what it refers to
+            # Only what a delete that was cut short has left is looked at; its body says enough.
+            if not await self._metadata.is_uncleared(repository, digest):
+                raise
+            media_type = None
         try:
             body = self._bodies.get(digest) or await self._content.read(digest)
             return parse_manifest(body, media_type)

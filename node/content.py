@@ -7,6 +7,7 @@ How blobs arrive is node/uploads.py's.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from node import keys
 from node.blob_transactions import VisibleBlob, blob_ranges, hide, mount, visible
@@ -18,6 +19,9 @@ from node.records import BlobRecord
 from node.reference import Repository
 from node.stamps import Decider
 from node.wire import codec
+
+# The most that is ever read into memory at once; no site takes larger manifests.
+SMALL_BYTES: Final = 16 << 20
 
 
 class Content:
@@ -66,11 +70,11 @@ class Content:
         """The whole of a small blob: a manifest's body. Visibility is the caller's to have checked.
 
         Raises:
-            BlobUnknown: The site has no record of it.
+            BlobUnknown: The site has no record of it, or it is too large for a manifest's body.
             BlobDamaged: Its copy is missing or cut short.
         """
         record = await self._record(digest)
-        if record is None:
+        if record is None or record.size > SMALL_BYTES:
             raise BlobUnknown(str(digest))
         blob = await self.open(digest, record)
         try:

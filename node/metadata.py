@@ -236,11 +236,15 @@ class Metadata:
             )
         except ManifestUnknown:
             # The second try of a delete that was cut short finishes the first.
-            seen = await self._decider.look(traces(repository, digest))
-            if is_uncleared(seen, repository, digest):
+            if await self.is_uncleared(repository, digest):
                 await clear(self._decider, repository, digest, manifest)
             raise
         await clear(self._decider, repository, digest, manifest)
+
+    async def is_uncleared(self, repository: Repository, digest: Digest) -> bool:
+        """Whether a delete of the manifest was cut short, so that deleting it again finishes it."""
+        seen = await self._decider.look(traces(repository, digest))
+        return is_uncleared(seen, repository, digest)
 
     async def _around(self, repository: Repository, digest: Digest) -> tuple[Seen, list[Tag]]:
         """All that a manifest's death touches: who refers to it, and (some of) its tags."""

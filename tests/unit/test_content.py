@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from node import keys
+from node import content, keys
 from node.blobs import SessionId
 from node.digest import Algorithm, Digest
 from node.errors import (
@@ -353,3 +353,13 @@ async def test_a_copy_that_was_cut_short_is_healed_by_a_push(model: Model) -> No
         await model.content.read(digest)
     await model.upload(b"hello")
     assert await model.content.read(digest) == b"hello"
+
+
+async def test_no_large_blob_is_read_into_memory(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what can be a manifest's body is read whole."""
+    monkeypatch.setattr(content, "SMALL_BYTES", 4)
+    digest = await model.upload(b"hello")
+    with pytest.raises(BlobUnknown):
+        await model.content.read(digest)

@@ -9,6 +9,7 @@ from typing import Final
 import pytest
 
 from node.config import Config
+from node.content import Content
 from node.digest import Algorithm, Digest
 from node.manifest import OCI_INDEX, OCI_MANIFEST
 from tests.registry import (
@@ -372,3 +373,19 @@ async def test_a_damaged_manifest_is_healed_by_a_push(row: str) -> None:
                 assert (await other.ask(method, f"{MANIFESTS}/v1")).status == 404
             await registry.push_manifest(IMAGE, "v1")
             assert (await other.ask("GET", f"{MANIFESTS}/v1")).body == IMAGE
+
+
+@pytest.mark.parametrize("row", ["MD3"])
+async def test_deleting_what_is_no_manifest_reads_nothing(
+    registry: Served, row: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A digest of any blob is no manifest: 404, without a look at its bytes."""
+    digest = await registry.push_blob(b"a layer of many gigabytes")
+
+    async def read(_self: Content, _digest: Digest) -> bytes:
+        raise AssertionError("read")
+
+    monkeypatch.setattr(Content, "read", read)
+    for name in (REPOSITORY, "never/seen"):
+        reply = await registry.ask("DELETE", f"/v2/{name}/manifests/{digest}")
+        assert (reply.status, reply.code) == (404, "MANIFEST_UNKNOWN")
