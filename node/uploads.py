@@ -180,6 +180,13 @@ class Uploads:
             StorageFull, StorageFailed: Nothing of the body was kept.
         """
         received = await self._receive(upload, body)
+        grown = await self._keep(upload, received)
+        if received.cut is not None:
+            raise received.cut
+        return grown
+
+    async def _keep(self, upload: Upload, received: _Received) -> Upload:
+        """Make what was received a part of the session, or leave nothing of it."""
         try:
             grown = await self._record(upload, received.piece)
         except UploadOutOfOrder:
@@ -190,8 +197,6 @@ class Uploads:
             raise
         if received.verifier is not None:
             self._remember(upload.session_id, grown.session.pieces, received.verifier)
-        if received.cut is not None:
-            raise received.cut
         return grown
 
     async def _receive(self, upload: Upload, body: AsyncIterator[bytes]) -> _Received:
@@ -262,7 +267,7 @@ class Uploads:
         Raises:
             DigestMismatch: The bytes are not what was promised; the session is gone.
             UploadOutOfOrder, UploadUnknown: Somebody else went on with, or ended, the session; or
-                its bytes were lost, and now it is ended.
+                its bytes were lost.
             BodyCut: As the body raised it; the session has what came before.
             StorageFull, StorageFailed: The store refused; after a failed sync the session is gone.
         """
@@ -271,7 +276,7 @@ class Uploads:
         if body is not None or not pieces:
             received = await self._receive(upload, _nothing() if body is None else body)
             if received.cut is not None:
-                await self._record(upload, received.piece)
+                await self._keep(upload, received)
                 raise received.cut
             verifier = received.verifier
             pieces = (*pieces, received.piece) if received.piece.length or not pieces else pieces
@@ -280,9 +285,10 @@ class Uploads:
         await self._verify(upload, pieces, digest, verifier)
         try:
             copy = await self._publish(upload.session_id, pieces, digest)
-        except (StorageFailed, UploadUnknown):
+        except StorageFailed:
             # A sync that failed is never tried again: the pages it lost would pass for written.
             await self._give_up(upload)
+            await self._blobs.abort(upload.session_id)
             raise
         await self._settle(upload, digest, copy)
 
@@ -300,7 +306,6 @@ class Uploads:
                 # Verified and published before, by a request that did not get to its end?
                 if await self._is_published(upload, pieces, digest):
                     return
-                await self._give_up(upload)
                 raise
         try:
             verifier.verify(digest)
