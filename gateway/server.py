@@ -47,12 +47,13 @@ class _Connection(web.RequestHandler):
         return self._waiter is not None and not self._waiter.done()
 
     def data_received(self, data: bytes) -> None:
-        end = data.find(_HEAD_END) + len(_HEAD_END)
-        if self._body.is_eof() and len(_HEAD_END) <= end < len(data):
-            # aiohttp drops a head that comes with what breaks its body's framing: apart, it is a
-            # request, and answered as if the break had come later.
-            self._feed(data[:end])
-            data = data[end:]
+        if self._body.is_eof():  # else it is all body: GiB of it are not searched
+            end = data.find(_HEAD_END) + len(_HEAD_END)
+            if len(_HEAD_END) <= end < len(data):
+                # aiohttp drops a head that comes with what breaks its body's framing: apart, it is
+                # a request, and answered as if the break had come later.
+                self._feed(data[:end])
+                data = data[end:]
         self._feed(data)
 
     def _feed(self, data: bytes) -> None:
