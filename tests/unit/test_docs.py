@@ -48,6 +48,25 @@ def test_the_guide_names_every_key_that_is_not_built() -> None:
     }
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))])
+def test_every_file_that_is_named_stands(page: Path) -> None:
+    """A reader who follows a page into the code finds it there."""
+    named = re.findall(r"`((?:node|gateway|replicator|tests)/[\w/]+\.py)`", page.read_text())
+    assert [path for path in named if not (ROOT / path).is_file()] == []
+
+
+def test_the_picture_of_the_layers_names_every_module() -> None:
+    """The table of `node/` leaves no module out and names none that is not there."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| [\w ]+ \| (`.*?) \| ", page, flags=re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)[*/]*`", row)}
+    # "and its parts": blob_files has blob_folders, config has config_models and config_checks.
+    parts = {"blob_folders", "config_models", "config_checks", "kv_sqlite_file"}
+    parts |= {"kv_sqlite_rows", "kv_sqlite_threads"}
+    modules = {path.stem for path in (ROOT / "node").glob("*.py")} - {"__init__"}
+    assert named - {"wire"} == modules - parts
+
+
 def _shown(value: object, path: str = "") -> set[str]:
     """The paths of an example's leaves."""
     if isinstance(value, dict) and value:
