@@ -184,9 +184,14 @@ def _code(error: sqlite3.Error) -> int:
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:
-    ((application,),) = connection.execute("PRAGMA application_id")
-    ((version,),) = connection.execute("PRAGMA user_version")
-    ((tables,),) = connection.execute("SELECT count(*) FROM sqlite_master")
+    # In one transaction: between two, another process may make the file ours.
+    connection.execute("BEGIN")
+    try:
+        ((tables,),) = connection.execute("SELECT count(*) FROM sqlite_master")
+        ((application,),) = connection.execute("PRAGMA application_id")
+        ((version,),) = connection.execute("PRAGMA user_version")
+    finally:
+        connection.rollback()
     if application != APPLICATION_ID and (application or tables):
         raise StorageUnsuitable(path, "belongs to another program")
     if version > SCHEMA_VERSION:
