@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
@@ -341,3 +342,34 @@ async def test_a_full_file_refuses_and_recovers(
     pages = 4_000
     await commit(kv, Put(b"n/%d" % written, b""), guards=[Absent(b"n/%d" % written)])
     await kv.close()
+
+
+async def test_a_turnstile_that_does_not_work_stops_no_writer(
+    kv: SqliteKV, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the file system has no such locks, writers go without the courtesy."""
+
+    def no_locks(_file: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    for value in (b"1", b"2"):
+        async with asyncio.timeout(30):
+            assert isinstance(await kv.txn([], [Put(b"k", value)]), Ok)
+
+
+async def test_the_writer_survives_whatever_fails_before_a_commit(
+    kv: SqliteKV, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits hears of it, and the next write goes well."""
+
+    def broken(_self: kv_sqlite_threads.Writer) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kv_sqlite_threads.Writer, "_begin", broken)
+        async with asyncio.timeout(30):
+            with pytest.raises(MemoryError):
+                await kv.txn([], [Put(b"k", b"1")])
+    async with asyncio.timeout(30):
+        assert isinstance(await kv.txn([], [Put(b"k", b"2")]), Ok)
