@@ -13,15 +13,16 @@ from node import keys
 from node.digest import Digest
 from node.kv import MAX_RANGES, Range, only
 from node.manifest import Manifest
-from node.manifest_transactions import clear_tags, release
+from node.manifest_transactions import clear_tags
 from node.reference import Repository
+from node.reference_transactions import is_staged, release, stage_range, unstaged
 from node.stamps import Decider
 from node.tag_transactions import is_live, manifest_range
 from node.transaction import CHUNK, Seen, Transaction
 from node.wire import codec
 
 # A tag takes four operations, and one more for each other sibling; a reference takes two.
-TAGS_AT_ONCE: Final = CHUNK // 6
+TAGS_AT_ONCE: Final = CHUNK // 10
 _REFERENCES_AT_ONCE: Final = CHUNK // 2
 _PAGE: Final = 200
 
@@ -83,8 +84,7 @@ async def _release(
     decider: Decider, repository: Repository, digest: Digest, manifest: Manifest
 ) -> None:
     """Turn its references into pins, its own body's last: that one says that work is left."""
-    needed = [d.digest for d in (*manifest.blobs, *manifest.children)]
-    ordered = [*needed, digest]
+    ordered = [*manifest.needs.digests, digest]
     for start in range(0, len(ordered), _REFERENCES_AT_ONCE):
         await _release_some(
             decider, repository, digest, ordered[start : start + _REFERENCES_AT_ONCE]
@@ -95,11 +95,15 @@ async def _release_some(
     decider: Decider, repository: Repository, digest: Digest, targets: list[Digest]
 ) -> None:
     ranges = [only(keys.reference(target, repository, digest)) for target in targets]
-    ranges.append(manifest_range(repository, digest))
+    ranges += [manifest_range(repository, digest), stage_range(repository, digest)]
     assert len(ranges) <= MAX_RANGES
 
     def decision(txn: Transaction) -> None:
-        if not is_live(txn.seen, repository, digest):
+        # What a stage has written is its holder's, or the janitor's (node/staging.py).
+        if not is_live(txn.seen, repository, digest) and not is_staged(
+            txn.seen, repository, digest
+        ):
+            unstaged(txn, digest)
             release(txn, digest, targets)
 
     await decider.decide(repository, lambda: decider.look(ranges), decision)
@@ -125,6 +129,8 @@ async def forget(decider: Decider, repository: Repository) -> None:
         if not live:
             txn.unchanged(key)
             txn.delete(key)
+            # Followers of the catalog are told of writes only.
+            txn.put(keys.forgotten(repository))
 
     await decider.decide(repository, read, decision)
 

@@ -7,16 +7,26 @@ only prose, and know nothing of HTTP: each edge has one table that says what its
     RegistryError
     ├── InvalidRequest          the request can never succeed as it is
     │   ├── NameInvalid, TagInvalid, DigestInvalid, DigestUnsupported, DigestMismatch
-    │   ├── SizeMismatch, BodyCut, ManifestInvalid, ManifestTooLarge, ManifestReferencesUnknown
+    │   ├── SizeMismatch, ManifestInvalid, ManifestTooLarge, ManifestReferencesUnknown
+    │   ├── PreconditionFailed, ConflictChanged, TooManyTags, RequestInvalid
+    │   ├── BodyCut: BodyBroken, BodyStalled
     │   ├── PageInvalid, RangeInvalid, UploadOutOfOrder
     │   └── Unsupported, InUse
     ├── NotFound
-    │   └── NameUnknown, ManifestUnknown, BlobUnknown, UploadUnknown
+    │   ├── NameUnknown, ManifestUnknown, ImageUnknown, BlobUnknown, UploadUnknown
+    │   └── PeerUnknown
     ├── Refused
-    │   └── Unauthenticated, Denied
+    │   └── Unauthenticated, Denied, TooManyRequests, NoRoom
     └── Unavailable             weather: the same request may succeed later
-        └── MetadataUnavailable, StorageFull, StorageFailed, BlobDamaged, PeerUnavailable, PeerLied
+        ├── MetadataUnavailable, StorageFull, StorageFailed, BlobDamaged, SiteUnfit
+        └── PeerUnavailable, PeerLied
 """
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+# Characters of a message that lists what a client sent.
+_SHOWN: Final = 500
 
 
 class RegistryError(Exception):
@@ -59,7 +69,7 @@ class DigestInvalid(InvalidRequest):
     """The text is no digest: not `algorithm:hex`, or of the wrong length or case."""
 
     def __init__(self, digest: str) -> None:
-        super().__init__("invalid digest")
+        super().__init__("invalid digest" if digest else "no digest is given")
         self.digest = digest
 
 
@@ -90,11 +100,19 @@ class SizeMismatch(InvalidRequest):
 
 
 class BodyCut(InvalidRequest):
-    """The request ended before its body was whole: the client left, or its framing is wrong."""
+    """A body that ended before it was whole, after `received` bytes."""
 
     def __init__(self, received: int) -> None:
         super().__init__(f"the body was cut after {received} bytes")
         self.received = received
+
+
+class BodyBroken(BodyCut):
+    """Whoever sends the body has left, or frames it wrongly."""
+
+
+class BodyStalled(BodyCut):
+    """Whoever sends the body is there, and has sent nothing for too long."""
 
 
 class ManifestInvalid(InvalidRequest):
@@ -113,11 +131,19 @@ class ManifestTooLarge(InvalidRequest):
         self.limit_bytes = limit_bytes
 
 
+class TooManyTags(InvalidRequest):
+    """The manifest is to be pushed under more tags than one push takes; nothing was stored."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"a manifest may be pushed under at most {limit} tags at once")
+        self.limit = limit
+
+
 class ManifestReferencesUnknown(InvalidRequest):
     """The manifest refers to blobs or manifests that its repository does not hold."""
 
     def __init__(self, digests: tuple[str, ...]) -> None:
-        super().__init__(f"{len(digests)} of its blobs or manifests are not in this repository")
+        super().__init__(f"not in this repository: {', '.join(digests)}"[:_SHOWN])
         self.digests = digests
 
 
@@ -144,6 +170,56 @@ class UploadOutOfOrder(InvalidRequest):
         super().__init__(f"the upload continues at byte {offset}")
         self.session_id = session_id
         self.offset = offset
+
+
+class PreconditionFailed(InvalidRequest):
+    """The reference does not show what the client made its condition; nothing was changed."""
+
+    def __init__(self, reference: str, shown: str) -> None:
+        super().__init__(f"the condition does not hold: {reference} shows {shown or 'nothing'}")
+        self.reference = reference
+        self.shown = shown
+
+
+class ConflictChanged(InvalidRequest):
+    """The tag is not in the conflict that was to be resolved, or not any more; it stays."""
+
+    def __init__(self, tag: str, siblings: tuple[str, ...]) -> None:
+        super().__init__(f"{tag} is not in the conflict that was seen: list it, and choose again")
+        self.tag = tag
+        self.siblings = siblings
+
+
+class RequestInvalid(InvalidRequest):
+    """The body of a request to the admin API is not what it takes; `reason` says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"invalid request: {reason}"[:_SHOWN])
+        self.reason = reason
+
+
+class SiteUnfit(Unavailable):
+    """The site's own checks fail: what it would answer could be wrong."""
+
+    def __init__(self, checks: tuple[str, ...]) -> None:
+        super().__init__(f"this site is not able to serve now: {', '.join(checks)}")
+        self.checks = checks
+
+
+class TooManyRequests(Refused):
+    """This process answers as many requests as it may already."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} requests are under way; try again soon")
+        self.limit = limit
+
+
+class NoRoom(Refused):
+    """The bodies that this process holds in memory take as many bytes as they may already."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"manifests of {limit} bytes are on their way; try again soon")
+        self.limit = limit
 
 
 class Unsupported(InvalidRequest):
@@ -179,6 +255,25 @@ class ManifestUnknown(NotFound):
         self.reference = reference
 
 
+class ImageUnknown(NotFound):
+    """This site has no such image; `sources` says of each peer why it may be there and not here."""
+
+    def __init__(
+        self,
+        image: str,
+        site: str,
+        reasons: Sequence[str],
+        sources: Sequence[Mapping[str, str | int | None]],
+        now_ms: int,
+    ) -> None:
+        why = f": {'; '.join(reasons)}" if reasons else ""
+        super().__init__(f"{image} is not at {site}{why}")
+        self.image = image
+        self.site = site
+        self.sources = sources
+        self.now_ms = now_ms
+
+
 class BlobUnknown(NotFound):
     """No blob with this digest is visible in the repository."""
 
@@ -193,6 +288,16 @@ class UploadUnknown(NotFound):
     def __init__(self, session_id: str) -> None:
         super().__init__("blob upload unknown to registry")
         self.session_id = session_id
+
+
+class PeerUnknown(NotFound):
+    """No peer of this name is followed from here; `known` are those that are."""
+
+    def __init__(self, site: str, known: tuple[str, ...]) -> None:
+        others = f"; it follows {', '.join(known)}" if known else ""
+        super().__init__(f"no peer {site} is followed from here{others}"[:_SHOWN])
+        self.site = site
+        self.known = known
 
 
 class Unauthenticated(Refused):
@@ -210,11 +315,15 @@ class Denied(Refused):
 
 
 class MetadataUnavailable(Unavailable):
-    """The metadata KV did not answer, or could not take the write; nothing is acknowledged."""
+    """The metadata KV did not answer, or could not take the write; nothing is acknowledged.
 
-    def __init__(self, reason: str) -> None:
+    `unled`: all of it that can be reached says that it has no leader.
+    """
+
+    def __init__(self, reason: str, *, unled: bool = False) -> None:
         super().__init__(f"metadata is unavailable: {reason}")
         self.reason = reason
+        self.unled = unled
 
 
 class StorageFull(Unavailable):

@@ -9,14 +9,17 @@ r"""Every key of the metadata KV: built and parsed here only.
     l/<repository>\0<tag>\0                        live tags, for lists
     f/<repository>\0<subject><digest>   Referrer   live manifests with a subject
     c/<repository>\0                    RepositoryRecord   repositories with live content
+    c-/<repository>\0                                      was in c and left it, perhaps came back
     x/<repository>\0<tag>\0                        tags in conflict
     s/<session>                         UploadSession
+    g/<repository>\0<digest>            Stage      a manifest on its way in several transactions
     o/<op>                                         an operation that was applied (1 h, by lease)
     ev/<repository>\0<op>\0<n>          Event      outbox (72 h, by lease)
     cur/<source>\0                      Cursor     what is applied here of a peer
     park/<source>\0<repository>\0       Parked     what is not
     ack/<peer>\0                        Ack        what a peer has applied of this site
     st/<source>\0                       FollowRecord   how following a peer goes (by its lease)
+    do/<source>\0                       "full" or nothing   a comparison that somebody asked for
     L/<duty>\0<lease>                              candidates of an election
     site                                SiteRecord
 
@@ -36,8 +39,15 @@ from node.reference import Repository, Tag
 
 SITE: Final = b"site"
 REPLICATED: Final = Range(b"M/", b"U")
+BLOBS: Final = prefix(b"b/")
 SESSIONS: Final = prefix(b"s/")
 CATALOG: Final = prefix(b"c/")
+# c and c-, side by side and nothing else: the later written of a repository's two keys says
+# whether it is in the catalog, so followers are told of those that leave.
+CATALOG_CHANGES: Final = Range(b"c-/", CATALOG.end)
+STAGES: Final = prefix(b"g/")
+# All that is known of peers begins here; a peer that has parks has a cursor too.
+PEERS: Final = tuple(prefix(kind) for kind in (b"cur/", b"ack/", b"st/", b"do/"))
 
 
 def _end(text: str) -> bytes:
@@ -67,6 +77,11 @@ def tags(repository: Repository) -> Range:
 def blob(digest: Digest) -> bytes:
     """b: the record of a blob."""
     return b"b/" + digest.packed
+
+
+def blob_digest(key: bytes) -> Digest:
+    """The blob that a b key is about."""
+    return Digest.take(key, 2)[0]
 
 
 def reference(target: Digest, repository: Repository, by: Digest) -> bytes:
@@ -127,9 +142,11 @@ def referrer(repository: Repository, subject: Digest, digest: Digest) -> bytes:
     return b"f/" + _end(repository) + subject.packed + digest.packed
 
 
-def referrers(repository: Repository, subject: Digest, after: Digest | None = None) -> Range:
-    """All f of a subject, or those behind one."""
-    whole = prefix(b"f/" + _end(repository) + subject.packed)
+def referrers(
+    repository: Repository, subject: Digest, after: Digest | None = None, limit: int = 0
+) -> Range:
+    """The f of a subject, from just after a manifest (which need not exist)."""
+    whole = prefix(b"f/" + _end(repository) + subject.packed, limit)
     return whole if after is None else whole._replace(start=whole.start + after.packed + b"\0")
 
 
@@ -155,9 +172,38 @@ def repository_name(key: bytes) -> Repository:
     return Repository(key[2:-1].decode())
 
 
+def forgotten(name: Repository) -> bytes:
+    """c-: the repository left the catalog when this was last written."""
+    return b"c-/" + _end(name)
+
+
+def catalog_change(key: bytes) -> tuple[Repository, bool]:
+    """Which repository a c or c- key is about, and whether it is in the catalog by that."""
+    kind, _, name = key.partition(b"/")
+    return Repository(name[:-1].decode()), kind == b"c"
+
+
 def conflict(repository: Repository, name: Tag) -> bytes:
     """x: the tag's siblings name more than one live manifest."""
     return b"x/" + _end(repository) + _end(name)
+
+
+def conflicts(
+    repository: Repository | None = None, after: str | None = None, limit: int = 0
+) -> Range:
+    """The x of a repository or of all, from just after `repository:tag` (it need not exist)."""
+    whole = prefix(b"x/" if repository is None else b"x/" + _end(repository), limit)
+    if after is None:
+        return whole
+    # A client's text, as in `_beyond`; in an image's name the colon is where the repository ends.
+    start = b"x/" + after.encode("utf-8", "replace").replace(b":", b"\0", 1) + b"\0\0"
+    return whole._replace(start=min(max(start, whole.start), whole.end))
+
+
+def conflict_name(key: bytes) -> TagName:
+    """The tag that an x key is about."""
+    repository, name, _ = key[2:].split(b"\0")
+    return TagName(Repository(repository.decode()), Tag(name.decode()))
 
 
 def session(session_id: SessionId) -> bytes:
@@ -168,6 +214,17 @@ def session(session_id: SessionId) -> bytes:
 def session_id(key: bytes) -> SessionId:
     """The session that an s key is about."""
     return SessionId(key[2:].decode())
+
+
+def stage(repository: Repository, digest: Digest) -> bytes:
+    """g: the manifest is being committed in several transactions."""
+    return b"g/" + _end(repository) + digest.packed
+
+
+def staged(key: bytes) -> ManifestName:
+    """The manifest that a g key is about."""
+    end = key.index(b"\0")
+    return ManifestName(Repository(key[2:end].decode()), Digest.take(key, end + 1)[0])
 
 
 def operation(op: str) -> bytes:
@@ -210,6 +267,16 @@ def status(source: str) -> bytes:
     return b"st/" + _end(source)
 
 
+def peer_name(key: bytes) -> str:
+    """The peer that a cur, ack, st or do key is about."""
+    return key[key.index(b"/") + 1 : -1].decode()
+
+
+def request(source: str) -> bytes:
+    """do: a peer is to be compared with at once."""
+    return b"do/" + _end(source)
+
+
 def candidate(duty: str, lease: Lease) -> bytes:
     """L: a candidate of an election; its create revision orders and fences it."""
     return b"L/" + _end(duty) + f"{lease:016x}".encode()
@@ -247,14 +314,18 @@ def register(name: Name) -> bytes:
 
 
 def parse_register(key: bytes) -> Name | None:
-    """What a replicated key is about; None for a kind that this version does not know."""
+    """What a replicated key is about; None for a kind that this version does not know.
+
+    Raises:
+        ValueError: No key of these two kinds is like that.
+    """
+    if not key.startswith((b"M/", b"T/")):
+        return None
     end = key.find(b"\0")
     name = Repository(key[2:end].decode())
     if key.startswith(b"M/"):
         return ManifestName(name, Digest.take(key, end + 1)[0])
-    if key.startswith(b"T/"):
-        return TagName(name, Tag(key[end + 1 : -1].decode()))
-    return None
+    return TagName(name, Tag(key[end + 1 : -1].decode()))
 
 
 def _beyond(whole: Range, after: str) -> Range:

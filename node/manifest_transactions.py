@@ -14,16 +14,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from node import keys
-from node.blob_transactions import Copy, adopt, blob_ranges, visible
+from node.blob_transactions import Copy, adopt
 from node.blobs import Generation
+from node.condition import Condition
 from node.digest import Digest
-from node.errors import InUse, ManifestReferencesUnknown, ManifestUnknown
+from node.errors import InUse, ManifestUnknown
 from node.kv import Range, only
-from node.manifest import MEDIA_TYPES, Descriptor, Manifest
+from node.manifest import Manifest
 from node.records import Action, Pushed, Referrer, RepositoryRecord
 from node.reference import Repository, Tag
-from node.register import Register
-from node.tag_transactions import is_live, manifest_range, move, register_at, untag
+from node.reference_transactions import (
+    end,
+    is_staged,
+    needs_ranges,
+    refer,
+    stage_range,
+    unstaged,
+)
+from node.register import Dot, Register
+from node.tag_transactions import (
+    is_live,
+    manifest_range,
+    move,
+    register_at,
+    require_shown,
+    require_siblings,
+    untag,
+)
 from node.transaction import Seen, Transaction, gaps
 from node.wire import codec
 
@@ -33,7 +50,11 @@ _DESCRIPTION = "org.opencontainers.image.description"
 
 @dataclass(frozen=True, slots=True)
 class Push:
-    """One manifest PUT: what is pushed, under which tags, by whom, as which operation."""
+    """One manifest PUT: what is pushed, under which tags, by whom, as which operation.
+
+    A condition is about its digest or the first of its tags.  One that `resolves` a conflict is of
+    a manifest that is live, under one tag, and replaces these siblings of it and no others.
+    """
 
     repository: Repository
     digest: Digest
@@ -42,106 +63,85 @@ class Push:
     tags: tuple[Tag, ...]
     op: str
     actor: str = ""
-
-
-# --- what a manifest needs
-
-
-def needs_ranges(repository: Repository, manifest: Manifest) -> list[Range]:
-    """What must be read to know whether a repository holds all that a manifest needs."""
-    ranges = [r for blob in manifest.blobs for r in blob_ranges(repository, blob.digest)]
-    for child in manifest.children:
-        ranges.append(manifest_range(repository, child.digest))
-        ranges.extend(blob_ranges(repository, child.digest))
-    return ranges
-
-
-def missing(
-    seen: Seen, repository: Repository, manifest: Manifest
-) -> tuple[tuple[Descriptor, ...], tuple[Descriptor, ...]]:
-    """The blobs, and the children, that the repository does not hold.
-
-    An index's child may be a blob, if its media type is none of a manifest: BuildKit's cache
-    indexes list layers as manifests.
-    """
-    blobs = tuple(b for b in manifest.blobs if visible(seen, repository, b.digest) is None)
-    children = tuple(c for c in manifest.children if not _holds_child(seen, repository, c))
-    return blobs, children
-
-
-def _holds_child(seen: Seen, repository: Repository, child: Descriptor) -> bool:
-    if is_live(seen, repository, child.digest):
-        return True
-    # The pinned body of a manifest that was deleted is no child: nobody could pull it.
-    return child.media_type not in MEDIA_TYPES and (
-        visible(seen, repository, child.digest) is not None
-    )
-
-
-def _require_needs(txn: Transaction, manifest: Manifest) -> None:
-    blobs, children = missing(txn.seen, txn.repository, manifest)
-    if blobs or children:
-        raise ManifestReferencesUnknown(tuple(str(d.digest) for d in (*blobs, *children)))
-    for blob in manifest.blobs:
-        txn.unchanged(keys.blob(blob.digest))
-    for child in manifest.children:
-        live = is_live(txn.seen, txn.repository, child.digest)
-        key = keys.manifest(txn.repository, child.digest) if live else keys.blob(child.digest)
-        txn.unchanged(key)
+    condition: Condition | None = None
+    resolves: frozenset[Dot] | None = None
 
 
 def _put_manifest(
     txn: Transaction, digest: Digest, register: Register[Pushed], manifest: Manifest, size: int
 ) -> None:
-    """A live manifest's own keys: register, references, referrer, repository."""
+    """A live manifest's own keys: register, its body's reference, referrer, repository."""
     repository = txn.repository
     txn.put(keys.manifest(repository, digest), codec.encode_register(register))
     txn.put(keys.reference(digest, repository, digest))
-    for needed in (*manifest.blobs, *manifest.children):
-        txn.put(keys.reference(needed.digest, repository, digest))
     if manifest.subject is not None:
         listed = Referrer(manifest.media_type, size, manifest.artifact_type, manifest.annotations)
         key = keys.referrer(repository, manifest.subject.digest, digest)
         txn.put(key, codec.encode_referrer(listed))
-    said = RepositoryRecord(
-        manifest.annotations.get(_TITLE, ""), manifest.annotations.get(_DESCRIPTION, "")
-    )
-    txn.put(keys.repository(repository), codec.encode_repository(said))
+    # Written each time, so that its removal can be guarded.
+    txn.put(keys.repository(repository), codec.encode_repository(_said(txn, manifest)))
+
+
+def _said(txn: Transaction, manifest: Manifest) -> RepositoryRecord:
+    """What a search finds the repository by: what its last manifest says that says anything."""
+    title = manifest.annotations.get(_TITLE, "")
+    description = manifest.annotations.get(_DESCRIPTION, "")
+    entry = txn.seen.entry(keys.repository(txn.repository))
+    if entry is not None and (manifest.subject is not None or not (title or description)):
+        return codec.decode_repository(entry.value)
+    return RepositoryRecord.of(title, description)
 
 
 # --- T3
 
 
-def commit_ranges(push: Push, copy: Copy | None) -> list[Range]:
-    """What T3 is decided on."""
+def commit_ranges(push: Push, copy: Copy | None, *, staged: bool = False) -> list[Range]:
+    """What T3 is decided on; where it ends a stage, what it needs was seen to before."""
     ranges = [
         only(keys.blob(push.digest)),
         manifest_range(push.repository, push.digest),
+        only(keys.repository(push.repository)),
         *(only(keys.tag(push.repository, tag)) for tag in push.tags),
-        *needs_ranges(push.repository, push.manifest),
     ]
+    if staged:
+        ranges.append(stage_range(push.repository, push.digest))
+    else:
+        ranges += needs_ranges(push.repository, push.manifest.needs)
     if copy is not None:
         ranges.append(only(keys.session(copy.session)))
     return ranges
 
 
-def commit(txn: Transaction, push: Push, copy: Copy | None, damaged: frozenset[Generation]) -> bool:
+def commit(
+    txn: Transaction,
+    push: Push,
+    copy: Copy | None,
+    damaged: frozenset[Generation],
+    *,
+    token: int | None = None,
+) -> bool:
     """T3: the manifest, its references, its tags and its events, at once.
 
     Every commit writes fresh dots, also of equal content: a re-push must beat a concurrent delete.
-    An index re-dots its children too, so that a delete elsewhere that has not seen this push can't
-    take them (5.5).  Returns whether the body's new copy is the one in its record.
+    With a token it ends a stage, in which all references were written; else it writes them.
+    Returns whether the body's new copy is the one in its record.
 
     Raises:
+        PreconditionFailed: The reference shows something else than the condition asks for.
+        ConflictChanged: The tag has other siblings than those that it resolves.
+        ManifestUnknown: It resolves a conflict, and the manifest is not live.
         ManifestReferencesUnknown: The repository lacks what it refers to.
         BlobUnknown: Its body has no sound copy and none was brought.
         UploadUnknown: The session of the body's copy is gone.
+        StageLost: The token is not that of the stage.
     """
+    if push.condition is not None:
+        require_shown(txn, push.condition)
+    if push.resolves is not None:
+        _require_conflict(txn, push.digest, push.tags, push.resolves)
     txn.once(push.op)
-    _require_needs(txn, push.manifest)
+    _refer(txn, push.digest, push.manifest, token, pushed=True)
     mine = adopt(txn, push.digest, copy, damaged)
-    for child in push.manifest.children:
-        _redot(txn, child.digest)
     key = keys.manifest(push.repository, push.digest)
     before = register_at(txn.seen, key)
     txn.unchanged(key)
@@ -162,14 +162,23 @@ def commit(txn: Transaction, push: Push, copy: Copy | None, damaged: frozenset[G
     return mine
 
 
-def _redot(txn: Transaction, digest: Digest) -> None:
-    """A fresh dot on a live manifest, its value as shown."""
-    register = register_at(txn.seen, keys.manifest(txn.repository, digest))
-    shown = register.shown()
-    if shown is not None:
-        value = replace(shown, ms=register.next_ms(txn.stamp.now_ms))
-        fresh = register.push(txn.dot, value)
-        txn.put(keys.manifest(txn.repository, digest), codec.encode_register(fresh))
+def _require_conflict(
+    txn: Transaction, digest: Digest, tags: Sequence[Tag], dots: frozenset[Dot]
+) -> None:
+    # Choosing among what is there: it may not bring back what was deleted meanwhile.
+    if not is_live(txn.seen, txn.repository, digest):
+        raise ManifestUnknown(str(digest))
+    for tag in tags:
+        require_siblings(txn, tag, dots)
+
+
+def _refer(
+    txn: Transaction, digest: Digest, manifest: Manifest, token: int | None, *, pushed: bool
+) -> None:
+    if token is None:
+        refer(txn, digest, manifest.needs, pushed=pushed)
+    else:
+        end(txn, digest, token)
 
 
 # --- T4
@@ -179,6 +188,21 @@ def parents(seen: Seen, repository: Repository, digest: Digest) -> list[Digest]:
     """The manifests that refer to this one, live or not; its references were read whole."""
     referring = (keys.referring(e.key) for e in seen.entries(keys.references(digest, repository)))
     return [parent for parent in referring if parent != digest]
+
+
+def parent_ranges(seen: Seen, repository: Repository, digest: Digest) -> list[Range]:
+    """What must be read to know which of the parents need the manifest."""
+    found = parents(seen, repository, digest)
+    return [range_(repository, p) for p in found for range_ in (manifest_range, stage_range)]
+
+
+def needing(seen: Seen, repository: Repository, digest: Digest) -> list[Digest]:
+    """The manifests that can't be without this one: live, or on their way (5.5)."""
+    return [
+        parent
+        for parent in parents(seen, repository, digest)
+        if is_live(seen, repository, parent) or is_staged(seen, repository, parent)
+    ]
 
 
 def delete_manifest(
@@ -194,9 +218,9 @@ def delete_manifest(
     shown = before.shown()
     if shown is None:
         raise ManifestUnknown(str(digest))
-    for parent in parents(txn.seen, txn.repository, digest):
-        if is_live(txn.seen, txn.repository, parent):
-            raise InUse(str(digest), f"index {parent}")
+    for parent in needing(txn.seen, txn.repository, digest):
+        on_its_way = not is_live(txn.seen, txn.repository, parent)
+        raise InUse(str(digest), f"index {parent}{', which is being pushed' if on_its_way else ''}")
     txn.once(op)
     bury(txn, digest, before.delete(txn.dot), tags)
     txn.event(Action.DELETE, op, shown, None, actor)
@@ -207,7 +231,8 @@ def bury(
 ) -> None:
     """Write a manifest's tombstone and drop it from some of its tags; clearing does the rest.
 
-    It applies only while no live manifest refers to this one and no other reference has come.
+    It applies only while no manifest that is live or on its way refers to this one, and no other
+    reference has come.
     """
     key = keys.manifest(txn.repository, digest)
     txn.unchanged(key)
@@ -215,6 +240,7 @@ def bury(
     txn.require(*gaps(within, [entry.key for entry in txn.seen.entries(within)]))
     for parent in parents(txn.seen, txn.repository, digest):
         txn.unchanged(keys.manifest(txn.repository, parent))
+        unstaged(txn, parent)
     txn.put(key, codec.encode_register(tombstone))
     for value in register_at(txn.seen, key).siblings.values():
         if value.subject is not None:
@@ -228,37 +254,31 @@ def clear_tags(txn: Transaction, digest: Digest, tags: Sequence[Tag]) -> None:
     untag(txn, digest, tags)
 
 
-def release(txn: Transaction, digest: Digest, targets: Sequence[Digest]) -> None:
-    """Turn some of a dead manifest's references into pins, its own body's last.
-
-    It applies only while the manifest is dead as seen (a re-push rewrites them all), and while the
-    references stand: whoever released them first has pinned, and those pins may have run out.
-    """
-    txn.unchanged(keys.manifest(txn.repository, digest))
-    for target in targets:
-        key = keys.reference(target, txn.repository, digest)
-        if txn.seen.entry(key) is not None:
-            txn.unchanged(key)
-            txn.delete(key)
-            txn.pin(target)
-
-
 # --- T3r: a peer's change
 
 
 def apply_manifest(
-    txn: Transaction, digest: Digest, merged: Register[Pushed], manifest: Manifest, op: str
+    txn: Transaction,
+    digest: Digest,
+    merged: Register[Pushed],
+    manifest: Manifest,
+    op: str,
+    *,
+    token: int | None = None,
 ) -> None:
     """T3r of a live manifest: the merged register and all that T3 writes, but no dot of this site.
+
+    With a token it ends a stage, as T3 does.
 
     Raises:
         ManifestReferencesUnknown: Something that it needs is not here yet.
         BlobUnknown: Its body is not here yet.
+        StageLost: The token is not that of the stage.
     """
     key = keys.manifest(txn.repository, digest)
     shown = merged.shown()
     assert shown is not None, "a tombstone is buried, not applied"
-    _require_needs(txn, manifest)
+    _refer(txn, digest, manifest, token, pushed=False)
     adopt(txn, digest, None, frozenset())
     txn.unchanged(key)
     _put_manifest(txn, digest, merged, manifest, shown.size)

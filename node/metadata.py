@@ -16,13 +16,15 @@ from node import keys
 from node.blob_transactions import Copy
 from node.blobs import Generation
 from node.clearing import clear, is_uncleared, traces
+from node.condition import Condition
 from node.digest import Digest
-from node.errors import ManifestUnknown, NameUnknown
-from node.kv import Entry, Range, Snapshot, only
+from node.errors import ManifestUnknown, NameUnknown, TooManyTags
+from node.kv import MAX_OPS, Entry, Range, Snapshot, only
 from node.manifest import Manifest
-from node.manifest_transactions import Push, commit, commit_ranges, delete_manifest, parents
+from node.manifest_transactions import Push, commit, commit_ranges, delete_manifest, parent_ranges
 from node.records import Referrer
 from node.reference import Reference, Repository, Tag
+from node.staging import Staging, TooLarge
 from node.stamps import Decider
 from node.tag_transactions import (
     delete_tag,
@@ -32,13 +34,13 @@ from node.tag_transactions import (
     register_at,
     sibling_ranges,
 )
-from node.transaction import Seen
+from node.transaction import Seen, Transaction
 from node.wire import codec
 
 N = TypeVar("N", bound=str)
 
 # Tags dropped together with their manifest in the deciding transaction; more are cleared after it.
-TAGS_AT_ONCE: Final = 20
+TAGS_AT_ONCE: Final = 12
 _REMEMBERED: Final = 16384
 
 
@@ -83,8 +85,9 @@ _Found: TypeAlias = tuple[Resolved, list[Range], Seen]
 class Metadata:
     """The tags and manifests of one site. `new_id` makes ids that are never used twice."""
 
-    def __init__(self, decider: Decider, *, new_id: Callable[[], str]) -> None:
+    def __init__(self, decider: Decider, staging: Staging, *, new_id: Callable[[], str]) -> None:
         self._decider = decider
+        self._staging = staging
         self._new_id = new_id
         self._known: OrderedDict[tuple[Repository, Reference], _Known] = OrderedDict()
 
@@ -158,11 +161,16 @@ class Metadata:
         entries = (await self._decider.look([within])).entries(within)
         return _page([keys.repository_name(entry.key) for entry in entries], limit)
 
-    async def referrers(self, repository: Repository, subject: Digest) -> list[ReferrerEntry]:
-        """The live manifests of the repository whose subject this is, in order of their digests."""
-        within = keys.referrers(repository, subject)
+    async def referrers(
+        self, repository: Repository, subject: Digest, after: Digest | None, limit: int
+    ) -> tuple[list[ReferrerEntry], bool]:
+        """At most `limit` live manifests with this subject, by their digests from just after one.
+
+        Whether more follow.
+        """
+        within = keys.referrers(repository, subject, after, limit + 1)
         entries = (await self._decider.look([within])).entries(within)
-        return [_referrer(entry) for entry in entries]
+        return [_referrer(entry) for entry in entries[:limit]], len(entries) > limit
 
     # --- writing
 
@@ -172,11 +180,30 @@ class Metadata:
         """T3: once this returns, the manifest and its tags are there, durably.
 
         Raises:
+            PreconditionFailed: It shows something else than the push's condition asks for.
+            ConflictChanged, ManifestUnknown: The conflict that it resolves is another by now.
             ManifestReferencesUnknown: The repository lacks what it refers to.
             BlobUnknown: The site has no sound copy of its body and none was brought.
             UploadUnknown: The session of the body's copy is gone.
+            TooManyTags: Its tags have too many siblings to be moved at once.
         """
-        ranges = [*commit_ranges(push, copy), *traces(push.repository, push.digest)]
+        try:
+            await self._commit(push, copy, damaged, None)
+        except TooLarge:
+            await self._staging.staged(
+                push.repository,
+                push.digest,
+                push.manifest.needs,
+                lambda token: self._commit(push, copy, damaged, token),
+                pushed=True,
+            )
+
+    async def _commit(
+        self, push: Push, copy: Copy | None, damaged: frozenset[Generation], token: int | None
+    ) -> None:
+        """T3, with the token of a stage if all references were written in it."""
+        ranges = commit_ranges(push, copy, staged=token is not None)
+        ranges += traces(push.repository, push.digest)
 
         async def read() -> Seen:
             seen = await self._decider.look(ranges)
@@ -184,31 +211,46 @@ class Metadata:
                 # Tags of a delete that was cut short must not come back with this push (P6).
                 await clear(self._decider, push.repository, push.digest, push.manifest)
                 seen = await self._decider.look(ranges)
+            if push.condition is not None:
+                seen = seen.also(await self._shown(seen, push.repository, push.tags))
             return seen
 
-        await self._decider.decide(
-            push.repository,
-            read,
-            lambda txn: commit(txn, push, copy, damaged),
-            push.op,
-        )
+        def decision(txn: Transaction) -> None:
+            commit(txn, push, copy, damaged, token=token)
+            if token is None:
+                self._staging.check(txn)
+            elif max(len(txn.guards), len(txn.ops)) > MAX_OPS:
+                raise TooManyTags(len(push.tags) // 2)
 
-    async def delete_tag(self, repository: Repository, tag: Tag, actor: str = "") -> None:
+        await self._decider.decide(push.repository, read, decision, push.op)
+
+    async def delete_tag(
+        self,
+        repository: Repository,
+        tag: Tag,
+        actor: str = "",
+        condition: Condition | None = None,
+    ) -> None:
         """The tag goes; its manifest stays.
 
         Raises:
             ManifestUnknown: It shows nothing now.
+            PreconditionFailed: It shows something else than the condition asks for.
         """
         op = self._new_id()
 
         async def read() -> Seen:
             seen = await self._decider.look([only(keys.tag(repository, tag))])
-            register = register_at(seen, keys.tag(repository, tag))
-            return seen.also(await self._decider.look(sibling_ranges(repository, [register])))
+            return seen.also(await self._shown(seen, repository, [tag]))
 
         await self._decider.decide(
-            repository, read, lambda txn: delete_tag(txn, tag, op, actor), op
+            repository, read, lambda txn: delete_tag(txn, tag, op, actor, condition), op
         )
+
+    async def _shown(self, seen: Seen, repository: Repository, tags: Sequence[Tag]) -> Seen:
+        """The manifests that these tags' siblings name; the tags were read."""
+        registers = [register_at(seen, keys.tag(repository, tag)) for tag in tags]
+        return await self._decider.look(sibling_ranges(repository, registers))
 
     async def delete_manifest(
         self, repository: Repository, digest: Digest, manifest: Manifest | None, actor: str = ""
@@ -253,7 +295,7 @@ class Metadata:
         seen = await self._decider.look([manifest_range(repository, digest), references, within])
         tags = [keys.tagged_name(entry.key) for entry in seen.entries(within)]
         more = [only(keys.tag(repository, tag)) for tag in tags]
-        more += [manifest_range(repository, p) for p in parents(seen, repository, digest)]
+        more += parent_ranges(seen, repository, digest)
         return seen.also(await self._decider.look(more)), tags
 
 

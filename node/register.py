@@ -95,6 +95,17 @@ def merge(left: Register[V], right: Register[V]) -> Register[V]:
     return Register(ctx, {**_kept(left, right), **_kept(right, left)})
 
 
+def taken(mine: Register[V], theirs: Register[V], *, deletes: bool) -> Register[V]:
+    """What a register here is to become, as a peer tells its own; `mine` if there is nothing to it.
+
+    Where the peer's deletes are not taken, only what leaves the register live is: a tombstone of
+    the peer changes nothing, so ours stays behind it, without a dot that the peer has not seen.
+    Wherever the delete is known ours then merges to nothing, and the next push there replaces it.
+    """
+    merged = merge(mine, theirs)
+    return merged if deletes or merged.live else mine
+
+
 def _kept(mine: Register[V], theirs: Register[V]) -> dict[Dot, V]:
     return {
         dot: value

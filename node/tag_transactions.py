@@ -8,16 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from typing import Final
 
 from node import keys
+from node.condition import Condition
 from node.digest import Digest
-from node.errors import ManifestReferencesUnknown, ManifestUnknown
+from node.errors import ConflictChanged, ManifestReferencesUnknown, ManifestUnknown
 from node.kv import Range, only
 from node.records import Action, Pushed
-from node.reference import Repository, Tag
+from node.reference import Reference, Repository, Tag
 from node.register import Dot, Register
 from node.transaction import Seen, Transaction
 from node.wire import codec
+
+# A push under several tags is one transaction. A tag takes five operations and one for each of its
+# siblings, and what is left of a transaction is the manifest's own; the specification asks for ten.
+MAX_TAGS: Final = 10
 
 NEVER: Register[Pushed] = Register()
 
@@ -47,6 +53,41 @@ def sibling_ranges(repository: Repository, registers: Iterable[Register[Pushed]]
     """The manifests that these tags' siblings name."""
     named = {digest for register in registers for digest in digests(register)}
     return [manifest_range(repository, digest) for digest in named]
+
+
+def require_shown(txn: Transaction, condition: Condition) -> None:
+    """The condition holds, and applying depends on it.
+
+    Raises:
+        PreconditionFailed: It does not.
+    """
+    key = _register_key(txn.repository, condition.reference)
+    shown = register_at(txn.seen, key).shown(
+        lambda value: is_live(txn.seen, txn.repository, value.digest)
+    )
+    txn.unchanged(key)
+    if shown is not None:
+        txn.unchanged(keys.manifest(txn.repository, shown.digest))
+    condition.require(None if shown is None else shown.digest)
+
+
+def require_siblings(txn: Transaction, tag: Tag, dots: Collection[Dot]) -> None:
+    """The tag has these siblings and no other, and applying depends on it.
+
+    Raises:
+        ConflictChanged: It has not.
+    """
+    key = keys.tag(txn.repository, tag)
+    register = register_at(txn.seen, key)
+    txn.unchanged(key)
+    if frozenset(register.siblings) != frozenset(dots):
+        raise ConflictChanged(tag, tuple(sorted(map(str, digests(register)))))
+
+
+def _register_key(repository: Repository, reference: Reference) -> bytes:
+    if isinstance(reference, Digest):
+        return keys.manifest(repository, reference)
+    return keys.tag(repository, reference)
 
 
 def put_tag(txn: Transaction, tag: Tag, before: Register[Pushed], after: Register[Pushed]) -> None:
@@ -85,17 +126,22 @@ def move(txn: Transaction, tag: Tag, value: Pushed, actor: str) -> None:
         txn.event(Action.PUSH, value.op, value, tag, actor)
 
 
-def delete_tag(txn: Transaction, tag: Tag, op: str, actor: str) -> None:
+def delete_tag(
+    txn: Transaction, tag: Tag, op: str, actor: str, condition: Condition | None = None
+) -> None:
     """The tag shows nothing any more; what it named stays.
 
     Raises:
         ManifestUnknown: It shows nothing now.
+        PreconditionFailed: It shows something else than the condition asks for.
     """
     key = keys.tag(txn.repository, tag)
     before = register_at(txn.seen, key)
     shown = before.shown(lambda value: is_live(txn.seen, txn.repository, value.digest))
     if shown is None:
         raise ManifestUnknown(tag)
+    if condition is not None:
+        require_shown(txn, condition)
     txn.once(op)
     txn.unchanged(key)
     put_tag(txn, tag, before, before.delete(txn.dot))

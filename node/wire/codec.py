@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError, Message
 
 from node.blobs import Generation, Piece
 from node.digest import Digest
+from node.globs import Filter
 from node.records import (
     Ack,
     Action,
@@ -19,11 +20,14 @@ from node.records import (
     Cursor,
     Event,
     Parked,
+    ParkedThere,
     Pin,
     Pushed,
     Referrer,
+    Report,
     RepositoryRecord,
     SiteRecord,
+    Stage,
     UploadSession,
 )
 from node.reference import Repository, Tag
@@ -160,6 +164,18 @@ def decode_referrer(value: bytes) -> Referrer:
     )
 
 
+def encode_stage(record: Stage) -> bytes:
+    """A manifest on its way."""
+    targets = [target.packed for target in record.targets]
+    return pb.Stage(owner=record.owner, ms=record.ms, targets=targets).SerializeToString()
+
+
+def decode_stage(value: bytes) -> Stage:
+    """Raises: ValueError: Damage."""
+    found = _parse(pb.Stage(), value)
+    return Stage(found.owner, found.ms, tuple(unpack_digest(target) for target in found.targets))
+
+
 def encode_repository(record: RepositoryRecord) -> bytes:
     return pb.RepositoryRecord(
         title=record.title, description=record.description
@@ -216,23 +232,83 @@ def encode_parked(record: Parked) -> bytes:
         attempts=record.attempts,
         reason=record.reason,
         since_ms=record.since_ms,
+        next_ms=record.next_ms,
+        scanned=record.scanned,
     ).SerializeToString()
 
 
 def decode_parked(value: bytes) -> Parked:
     found = _parse(pb.Parked(), value)
-    return Parked(found.first, found.last, found.attempts, found.reason, found.since_ms)
+    return Parked(
+        found.first,
+        found.last,
+        found.attempts,
+        found.reason,
+        found.since_ms,
+        found.next_ms,
+        found.scanned,
+    )
+
+
+def parked_there_message(parked: ParkedThere) -> pb.ParkedThere:
+    """A park as the feed carries it, too."""
+    return pb.ParkedThere(
+        repository=parked.repository,
+        first=parked.first,
+        attempts=parked.attempts,
+        reason=parked.reason,
+        since_ms=parked.since_ms,
+        next_ms=parked.next_ms,
+    )
+
+
+def read_parked_there(message: pb.ParkedThere) -> ParkedThere:
+    """The park in a message that was checked."""
+    return ParkedThere(
+        Repository(message.repository),
+        message.first,
+        message.attempts,
+        message.reason,
+        message.since_ms,
+        message.next_ms,
+    )
 
 
 def encode_ack(record: Ack) -> bytes:
+    report = record.report
     return pb.Ack(
-        incarnation=record.incarnation, revision=record.revision, ms=record.ms
+        incarnation=report.incarnation,
+        revision=report.revision,
+        ms=record.ms,
+        life=report.life,
+        state=report.state,
+        cursor=report.cursor,
+        parked=map(parked_there_message, report.parked),
+        parked_count=report.parked_count,
+        repositories=record.theirs.repositories,
+        tags=record.theirs.tags,
+        ours=record.ours,
+        stream=record.stream,
+        bytes_to_go=report.bytes_to_go,
+        seconds_left=report.seconds_left,
     ).SerializeToString()
 
 
 def decode_ack(value: bytes) -> Ack:
     found = _parse(pb.Ack(), value)
-    return Ack(found.incarnation, found.revision, found.ms)
+    report = Report(
+        found.incarnation,
+        found.revision,
+        found.life,
+        found.state,
+        found.cursor,
+        tuple(map(read_parked_there, found.parked)),
+        found.parked_count,
+        found.bytes_to_go if found.HasField("bytes_to_go") else None,
+        found.seconds_left if found.HasField("seconds_left") else None,
+    )
+    theirs = Filter(tuple(found.repositories), tuple(found.tags))
+    return Ack(report, found.ms, theirs, found.ours, found.stream)
 
 
 def encode_site(record: SiteRecord) -> bytes:

@@ -27,22 +27,29 @@ OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.max_send_message_length", MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # What an unanswered ping really waits for: a minute, if it is not said here too.
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-)
-LISTENER_OPTIONS: Final = (
-    *OPTIONS,
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    # Else a second process could share the port, and nobody would notice.
-    ("grpc.so_reuseport", 0),
 )
 DIALLER_OPTIONS: Final = (
     *OPTIONS,
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
+    # How long one attempt may take, which over a long line with TLS is a second or more.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.enable_http_proxy", 0),
 )
+
+
+def listener_options(*, shared: bool = False) -> tuple[tuple[str, int], ...]:
+    """A listener's options; `shared` lets other processes listen on its port too."""
+    return (
+        *OPTIONS,
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        # By default a second process could share the port, and nobody would notice.
+        ("grpc.so_reuseport", int(shared)),
+    )
 
 
 def credentials(site: str, secret: str | None) -> tuple[tuple[str, str], ...]:

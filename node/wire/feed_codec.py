@@ -12,18 +12,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from node import keys
 from node.change import Change
 from node.digest import Digest
 from node.errors import InvalidRequest
 from node.globs import Filter
 from node.keys import ManifestName, Name, TagName
-from node.records import Cursor, Pushed
+from node.kv import Entry
+from node.records import Cursor, Pushed, Report
 from node.reference import Repository, Tag, parse_repository, parse_tag
 from node.register import Register
 from node.wire import feed_pb2 as pb
-from node.wire.codec import read_register, register_message, unpack_digest
+from node.wire.ack_codec import read_ack
+from node.wire.codec import decode_register, read_register, register_message, unpack_digest
 
 PROTOCOL: Final = 1
+# Raised with every kind of name, request or call that is new; see feed.proto.
+MINOR: Final = 1
 
 # Manifests up to this size travel in their change (DESIGN 6).
 BODY_BYTES: Final = 64 << 10
@@ -31,27 +38,16 @@ BATCH_CHANGES: Final = 500
 BATCH_BYTES: Final = 1 << 20
 MESSAGE_BYTES: Final = 4 << 20
 NAMES: Final = 1000
+# What else a message holds: the name, the batch, and the lengths of all of them.
+_AROUND_BYTES: Final = 64 << 10
 _PATTERNS: Final = 256
 _PATTERN_LENGTH: Final = 512
 
 # Revisions, dots and times stay what every site can store and add one to.
 _MOST_NUMBER: Final = 2**62
-_MOST_MS: Final = 2**53
+MOST_MS: Final = 2**53
 _MEDIA_TYPE: Final = re.compile(r"[\x21-\x7e]{1,255}")
-_SITE_LENGTH: Final = 63
-_FINGERPRINT_LENGTH: Final = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Hello:
-    """Who speaks, and its clock (ms); a reply has its newest revision and its filter for us too."""
-
-    site: str
-    incarnation: str
-    ms: int
-    revision: int = 0
-    protocol: int = PROTOCOL
-    filters: str = ""
+_INCARNATION_LENGTH: Final = 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +62,8 @@ class Start:
 class Batch:
     """Some changes; see ChangeBatch in feed.proto.
 
-    `unreadable` are the repositories that have others in it, which can't be read, and why not.
+    `unreadable` are the repositories that have others in it, which can't be read, and why not;
+    `unknown` counts those of a kind that this version does not know, which are left out.
     """
 
     incarnation: str
@@ -75,58 +72,7 @@ class Batch:
     scanning: bool
     head: int
     unreadable: Mapping[Repository, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class FollowRecord:
-    """What a follower says of itself: revisions of its source, times in ms of the source's clock.
-
-    `oldest_ms` is when the oldest change was written that is not applied; 0 if there is none.
-    """
-
-    state: str
-    revision: int = 0
-    head: int = 0
-    parked: int = 0
-    oldest_ms: int = 0
-    last_error: str = ""
-    ms: int = 0
-
-
-# --- hello
-
-
-def hello_request(hello: Hello) -> pb.HelloRequest:
-    return pb.HelloRequest(
-        site=hello.site, incarnation=hello.incarnation, protocol=hello.protocol, ms=hello.ms
-    )
-
-
-def hello_reply(hello: Hello) -> pb.HelloReply:
-    return pb.HelloReply(
-        site=hello.site,
-        incarnation=hello.incarnation,
-        protocol=hello.protocol,
-        ms=hello.ms,
-        revision=hello.revision,
-        filters=hello.filters,
-    )
-
-
-def read_hello(message: pb.HelloRequest | pb.HelloReply) -> Hello:
-    """Raises: ValueError: It names no site or no incarnation, or its clock is no time."""
-    _check(0 < len(message.site) <= _SITE_LENGTH, "no name of a site")
-    _check(0 <= message.ms <= _MOST_MS, "no time")
-    reply = message if isinstance(message, pb.HelloReply) else pb.HelloReply()
-    _check(len(reply.filters) <= _FINGERPRINT_LENGTH, "a fingerprint is too long")
-    return Hello(
-        message.site,
-        _incarnation(message.incarnation),
-        message.ms,
-        _number(reply.revision),
-        message.protocol,
-        reply.filters,
-    )
+    unknown: int = 0
 
 
 # --- asking for changes, and acks
@@ -142,22 +88,24 @@ def start_message(start: Start) -> pb.ChangesRequest:
     )
 
 
-def ack_message(cursor: Cursor) -> pb.ChangesRequest:
-    return pb.ChangesRequest(ack=pb.Ack(incarnation=cursor.incarnation, revision=cursor.revision))
+def read_changes_request(message: pb.ChangesRequest) -> Start | Report | None:
+    """A start, or an ack: how far the receiver has applied a life of this site, and what not.
 
-
-def read_changes_request(message: pb.ChangesRequest) -> Start | Cursor:
-    """A start, or an ack: how far the receiver has applied a life of this site.
+    None if it is of a kind that only newer versions know.
 
     Raises:
-        ValueError: It is neither, or has something in it that can't be.
+        ValueError: It is nothing, or has something in it that can't be.
     """
     match message.WhichOneof("kind"):
         case "start":
             start = message.start
-            return Start(Cursor(start.incarnation, _number(start.after)), read_filter(start.filter))
+            return Start(
+                Cursor(start.incarnation, read_number(start.after)), read_filter(start.filter)
+            )
         case "ack":
-            return Cursor(_incarnation(message.ack.incarnation), _number(message.ack.revision))
+            return read_ack(message.ack)
+        case None if len(UnknownFieldSet(message)):
+            return None
         case _:
             raise ValueError("neither a start nor an ack")
 
@@ -194,11 +142,24 @@ def change_message(change: Change) -> pb.Change:
 
 def read_change(message: pb.Change) -> Change:
     """Raises: ValueError: It is no change that any site could have written."""
-    name = _read_name(message)
+    name = read_name(message)
     register = read_register(message.register)
     check_register(name, register)
     _check(len(message.body) <= MESSAGE_BYTES, "a body is too long")
-    return Change(name, register, _number(message.revision), message.body or None)
+    return Change(name, register, read_number(message.revision), message.body or None)
+
+
+def read_entry(name: Name, entry: Entry) -> Change:
+    """The change that an entry of the KV is, under the name that its key says.
+
+    Raises:
+        ValueError: No peer could take it: it is damaged, or written by a newer version.
+    """
+    _check(keys.register(name) == entry.key, "no register has this key")
+    _check(len(entry.value) <= MESSAGE_BYTES - _AROUND_BYTES, "it is larger than a message")
+    register = decode_register(entry.value)
+    check_register(name, register)
+    return Change(name, register, entry.modified)
 
 
 def check_register(name: Name, register: Register[Pushed]) -> None:
@@ -214,7 +175,7 @@ def check_register(name: Name, register: Register[Pushed]) -> None:
     _check(all(register.ctx), "an actor without a name")
     for dot, value in register.siblings.items():
         _check(0 < dot.n <= register.ctx.get(dot.actor, 0), "a sibling outside of its context")
-        _check(0 <= value.ms <= _MOST_MS, "a time out of range")
+        _check(0 <= value.ms <= MOST_MS, "a time out of range")
         _check(value.size <= _MOST_NUMBER, "a size out of range")
         _check(bool(_MEDIA_TYPE.fullmatch(value.media_type)), "a media type that is none")
         if isinstance(name, ManifestName):
@@ -239,18 +200,23 @@ def read_batch(message: pb.ChangeBatch) -> Batch:
     """
     changes: list[Change] = []
     unreadable: dict[Repository, str] = {}
+    unknown = 0
     for change in message.changes:
+        if change.WhichOneof("name") is None and len(UnknownFieldSet(change)):
+            unknown += 1
+            continue
         try:
             changes.append(read_change(change))
         except ValueError as err:
             unreadable.setdefault(_repository(change.repository), f"can't be read: {err}")
     return Batch(
-        _incarnation(message.incarnation),
+        read_incarnation(message.incarnation),
         tuple(changes),
-        _number(message.revision),
+        read_number(message.revision),
         message.scanning,
-        _number(message.head),
+        read_number(message.head),
         unreadable,
+        unknown,
     )
 
 
@@ -258,13 +224,13 @@ def read_batch(message: pb.ChangeBatch) -> Batch:
 
 
 def keys_request(names: Sequence[Name]) -> pb.KeysRequest:
-    return pb.KeysRequest(names=[_name_message(name) for name in names])
+    return pb.KeysRequest(names=[name_message(name) for name in names])
 
 
 def read_keys_request(message: pb.KeysRequest) -> list[Name]:
     """Raises: ValueError: One of them is no name, or they are too many."""
     _check(len(message.names) <= NAMES, f"more than {NAMES} names")
-    return [_read_name(name) for name in message.names]
+    return [read_name(name) for name in message.names]
 
 
 def keys_reply(changes: Sequence[Change]) -> pb.KeysReply:
@@ -312,40 +278,12 @@ def read_repository_request(message: pb.RepositoryRequest) -> tuple[Repository, 
     return _repository(message.repository), read_filter(message.filter)
 
 
-# --- what a follower keeps
-
-
-def encode_follow(record: FollowRecord) -> bytes:
-    return pb.FollowRecord(
-        state=record.state,
-        revision=record.revision,
-        head=record.head,
-        parked=record.parked,
-        oldest_ms=record.oldest_ms,
-        last_error=record.last_error,
-        ms=record.ms,
-    ).SerializeToString()
-
-
-def decode_follow(value: bytes) -> FollowRecord:
-    found = pb.FollowRecord.FromString(value)
-    return FollowRecord(
-        found.state,
-        found.revision,
-        found.head,
-        found.parked,
-        found.oldest_ms,
-        found.last_error,
-        found.ms,
-    )
-
-
 # --- parts
 
 _AnyName: TypeAlias = pb.Change | pb.Name
 
 
-def _name_message(name: Name) -> pb.Name:
+def name_message(name: Name) -> pb.Name:
     message = pb.Name(repository=name.repository)
     _write_name(message, name)
     return message
@@ -359,7 +297,8 @@ def _write_name(message: _AnyName, name: Name) -> None:
             message.tag = tag
 
 
-def _read_name(message: _AnyName) -> Name:
+def read_name(message: _AnyName) -> Name:
+    """Raises: ValueError: It breaks a grammar."""
     repository = _repository(message.repository)
     match message.WhichOneof("name"):
         case "tag":
@@ -384,12 +323,14 @@ def _tag(text: str) -> Tag:
         raise ValueError(str(err)) from err
 
 
-def _incarnation(text: str) -> str:
-    _check(0 < len(text) <= _SITE_LENGTH, "no incarnation")
+def read_incarnation(text: str) -> str:
+    """Raises: ValueError: It is none."""
+    _check(0 < len(text) <= _INCARNATION_LENGTH, "no incarnation")
     return text
 
 
-def _number(number: int) -> int:
+def read_number(number: int) -> int:
+    """Raises: ValueError: No site would count so far."""
     _check(number <= _MOST_NUMBER, "a number out of range")
     return number
 

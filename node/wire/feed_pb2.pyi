@@ -27,10 +27,12 @@ class HelloRequest(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     PROTOCOL_FIELD_NUMBER: _builtins.int
     MS_FIELD_NUMBER: _builtins.int
+    MINOR_FIELD_NUMBER: _builtins.int
     site: _builtins.str
     incarnation: _builtins.str
     protocol: _builtins.int
     ms: _builtins.int
+    minor: _builtins.int
     def __init__(
         self,
         *,
@@ -38,10 +40,11 @@ class HelloRequest(_message.Message):
         incarnation: _builtins.str = ...,
         protocol: _builtins.int = ...,
         ms: _builtins.int = ...,
+        minor: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "ms", b"ms", "protocol", b"protocol", "site", b"site"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "minor", b"minor", "ms", b"ms", "protocol", b"protocol", "site", b"site"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -57,6 +60,9 @@ class HelloReply(_message.Message):
     MS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     FILTERS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    MINOR_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
     site: _builtins.str
     incarnation: _builtins.str
     protocol: _builtins.int
@@ -64,6 +70,13 @@ class HelloReply(_message.Message):
     revision: _builtins.int
     filters: _builtins.str
     """Fingerprint of this site's filter for the caller: if it changes, a cursor is worth nothing."""
+    minor: _builtins.int
+    known: _builtins.int
+    """Up to which revision of the caller, in the life that it named, this site has heard of it."""
+    @_builtins.property
+    def filter(self) -> Global___Filter:
+        """That filter itself: both sites compare what it and the caller's own take."""
+
     def __init__(
         self,
         *,
@@ -73,10 +86,13 @@ class HelloReply(_message.Message):
         ms: _builtins.int = ...,
         revision: _builtins.int = ...,
         filters: _builtins.str = ...,
+        filter: Global___Filter | None = ...,
+        minor: _builtins.int = ...,
+        known: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filters", b"filters", "incarnation", b"incarnation", "ms", b"ms", "protocol", b"protocol", "revision", b"revision", "site", b"site"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "filters", b"filters", "incarnation", b"incarnation", "known", b"known", "minor", b"minor", "ms", b"ms", "protocol", b"protocol", "revision", b"revision", "site", b"site"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -141,19 +157,54 @@ class Ack(_message.Message):
 
     INCARNATION_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    LIFE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    PARKED_FIELD_NUMBER: _builtins.int
+    PARKED_COUNT_FIELD_NUMBER: _builtins.int
+    BYTES_TO_GO_FIELD_NUMBER: _builtins.int
+    SECONDS_LEFT_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.str
     revision: _builtins.int
+    life: _builtins.str
+    """The receiver's own incarnation, how its following goes in a word, and how far it has come
+    where what is parked does not count.
+    """
+    state: _builtins.str
+    cursor: _builtins.int
+    parked_count: _builtins.int
+    bytes_to_go: _builtins.int
+    """Of the blobs that are being fetched; and for how long, by the speed of the last minute."""
+    seconds_left: _builtins.int
+    @_builtins.property
+    def parked(self) -> _containers.RepeatedCompositeFieldContainer[_metadata_pb2.ParkedThere]:
+        """The repositories that are parked, those that are so the longest first; and how many there are."""
+
     def __init__(
         self,
         *,
         incarnation: _builtins.str = ...,
         revision: _builtins.int = ...,
+        life: _builtins.str = ...,
+        state: _builtins.str = ...,
+        cursor: _builtins.int = ...,
+        parked: _abc.Iterable[_metadata_pb2.ParkedThere] | None = ...,
+        parked_count: _builtins.int = ...,
+        bytes_to_go: _builtins.int | None = ...,
+        seconds_left: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bytes_to_go", b"_bytes_to_go", "_seconds_left", b"_seconds_left", "bytes_to_go", b"bytes_to_go", "seconds_left", b"seconds_left"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bytes_to_go", b"_bytes_to_go", "_seconds_left", b"_seconds_left", "bytes_to_go", b"bytes_to_go", "cursor", b"cursor", "incarnation", b"incarnation", "life", b"life", "parked", b"parked", "parked_count", b"parked_count", "revision", b"revision", "seconds_left", b"seconds_left", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__bytes_to_go: _TypeAlias = _typing.Literal["bytes_to_go"]  # noqa: Y015
+    _WhichOneofArgType__bytes_to_go: _TypeAlias = _typing.Literal["_bytes_to_go", b"_bytes_to_go"]  # noqa: Y015
+    _WhichOneofReturnType__seconds_left: _TypeAlias = _typing.Literal["seconds_left"]  # noqa: Y015
+    _WhichOneofArgType__seconds_left: _TypeAlias = _typing.Literal["_seconds_left", b"_seconds_left"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes_to_go) -> _WhichOneofReturnType__bytes_to_go | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds_left) -> _WhichOneofReturnType__seconds_left | None: ...
 
 Global___Ack: _TypeAlias = Ack  # noqa: Y015
 
@@ -392,6 +443,137 @@ class RepositoryRequest(_message.Message):
 Global___RepositoryRequest: _TypeAlias = RepositoryRequest  # noqa: Y015
 
 @_typing.final
+class RootsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def filter(self) -> Global___Filter: ...
+    def __init__(
+        self,
+        *,
+        filter: Global___Filter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RootsRequest: _TypeAlias = RootsRequest  # noqa: Y015
+
+@_typing.final
+class RootsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
+    SUMS_FIELD_NUMBER: _builtins.int
+    LIVE_FIELD_NUMBER: _builtins.int
+    TOMBSTONES_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.str
+    revision: _builtins.int
+    """The sums are of the state in force at this revision, if `exact`."""
+    exact: _builtins.bool
+    live: _builtins.int
+    tombstones: _builtins.int
+    lost: _builtins.int
+    """Blobs of which there is a record and no file, as of some minutes ago."""
+    @_builtins.property
+    def sums(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """One for each bucket, of 16 bytes."""
+
+    def __init__(
+        self,
+        *,
+        incarnation: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        exact: _builtins.bool = ...,
+        sums: _abc.Iterable[_builtins.bytes] | None = ...,
+        live: _builtins.int = ...,
+        tombstones: _builtins.int = ...,
+        lost: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exact", b"exact", "incarnation", b"incarnation", "live", b"live", "lost", b"lost", "revision", b"revision", "sums", b"sums", "tombstones", b"tombstones"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RootsReply: _TypeAlias = RootsReply  # noqa: Y015
+
+@_typing.final
+class BucketRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    BUCKETS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def filter(self) -> Global___Filter: ...
+    @_builtins.property
+    def buckets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        filter: Global___Filter | None = ...,
+        buckets: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "filter", b"filter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BucketRequest: _TypeAlias = BucketRequest  # noqa: Y015
+
+@_typing.final
+class BucketReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Named(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NAME_FIELD_NUMBER: _builtins.int
+        HASH_FIELD_NUMBER: _builtins.int
+        hash: _builtins.bytes
+        """16 bytes."""
+        @_builtins.property
+        def name(self) -> Global___Name: ...
+        def __init__(
+            self,
+            *,
+            name: Global___Name | None = ...,
+            hash: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["hash", b"hash", "name", b"name"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.str
+    @_builtins.property
+    def names(self) -> _containers.RepeatedCompositeFieldContainer[Global___BucketReply.Named]: ...
+    def __init__(
+        self,
+        *,
+        incarnation: _builtins.str = ...,
+        names: _abc.Iterable[Global___BucketReply.Named] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "names", b"names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BucketReply: _TypeAlias = BucketReply  # noqa: Y015
+
+@_typing.final
 class FollowRecord(_message.Message):
     """What a follower says of itself in its own site's KV (st/<source>); no peer sees it."""
 
@@ -404,6 +586,13 @@ class FollowRecord(_message.Message):
     OLDEST_MS_FIELD_NUMBER: _builtins.int
     LAST_ERROR_FIELD_NUMBER: _builtins.int
     MS_FIELD_NUMBER: _builtins.int
+    COMPARED_FIELD_NUMBER: _builtins.int
+    STANDS_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    UNHEARD_SINCE_MS_FIELD_NUMBER: _builtins.int
+    BYTES_TO_GO_FIELD_NUMBER: _builtins.int
+    SECONDS_LEFT_FIELD_NUMBER: _builtins.int
+    HEARD_MS_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     revision: _builtins.int
     head: _builtins.int
@@ -411,6 +600,24 @@ class FollowRecord(_message.Message):
     oldest_ms: _builtins.int
     last_error: _builtins.str
     ms: _builtins.int
+    stands: _builtins.bool
+    """It found both sites equal, and nothing that the follower knows of has happened since."""
+    unheard_since_ms: _builtins.int
+    """Since when the source can't be reached, as long as it was tried; 0 while it can."""
+    bytes_to_go: _builtins.int
+    """Of the blobs that are being fetched; those of changes that wait are not known yet."""
+    seconds_left: _builtins.int
+    """Until they are here, by the speed of the last minute."""
+    heard_ms: _builtins.int
+    """When a source that can't be reached was heard last; 0 if it never was."""
+    @_builtins.property
+    def compared(self) -> Global___Compared:
+        """What the last comparison found."""
+
+    @_builtins.property
+    def progress(self) -> Global___Progress:
+        """While a scan is under way."""
+
     def __init__(
         self,
         *,
@@ -421,11 +628,107 @@ class FollowRecord(_message.Message):
         oldest_ms: _builtins.int = ...,
         last_error: _builtins.str = ...,
         ms: _builtins.int = ...,
+        compared: Global___Compared | None = ...,
+        stands: _builtins.bool = ...,
+        progress: Global___Progress | None = ...,
+        unheard_since_ms: _builtins.int = ...,
+        bytes_to_go: _builtins.int = ...,
+        seconds_left: _builtins.int | None = ...,
+        heard_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seconds_left", b"_seconds_left", "compared", b"compared", "progress", b"progress", "seconds_left", b"seconds_left"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seconds_left", b"_seconds_left", "bytes_to_go", b"bytes_to_go", "compared", b"compared", "head", b"head", "heard_ms", b"heard_ms", "last_error", b"last_error", "ms", b"ms", "oldest_ms", b"oldest_ms", "parked", b"parked", "progress", b"progress", "revision", b"revision", "seconds_left", b"seconds_left", "stands", b"stands", "state", b"state", "unheard_since_ms", b"unheard_since_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__seconds_left: _TypeAlias = _typing.Literal["seconds_left"]  # noqa: Y015
+    _WhichOneofArgType__seconds_left: _TypeAlias = _typing.Literal["_seconds_left", b"_seconds_left"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds_left) -> _WhichOneofReturnType__seconds_left | None: ...
+
+Global___FollowRecord: _TypeAlias = FollowRecord  # noqa: Y015
+
+@_typing.final
+class Progress(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_DONE_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    BYTES_DONE_FIELD_NUMBER: _builtins.int
+    BYTES_TO_GO_FIELD_NUMBER: _builtins.int
+    SECONDS_LEFT_FIELD_NUMBER: _builtins.int
+    items_done: _builtins.int
+    items: _builtins.int
+    bytes_done: _builtins.int
+    bytes_to_go: _builtins.int
+    seconds_left: _builtins.int
+    def __init__(
+        self,
+        *,
+        items_done: _builtins.int = ...,
+        items: _builtins.int | None = ...,
+        bytes_done: _builtins.int = ...,
+        bytes_to_go: _builtins.int = ...,
+        seconds_left: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_items", b"_items", "_seconds_left", b"_seconds_left", "items", b"items", "seconds_left", b"seconds_left"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_items", b"_items", "_seconds_left", b"_seconds_left", "bytes_done", b"bytes_done", "bytes_to_go", b"bytes_to_go", "items", b"items", "items_done", b"items_done", "seconds_left", b"seconds_left"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__items: _TypeAlias = _typing.Literal["items"]  # noqa: Y015
+    _WhichOneofArgType__items: _TypeAlias = _typing.Literal["_items", b"_items"]  # noqa: Y015
+    _WhichOneofReturnType__seconds_left: _TypeAlias = _typing.Literal["seconds_left"]  # noqa: Y015
+    _WhichOneofArgType__seconds_left: _TypeAlias = _typing.Literal["_seconds_left", b"_seconds_left"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__items) -> _WhichOneofReturnType__items | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds_left) -> _WhichOneofReturnType__seconds_left | None: ...
+
+Global___Progress: _TypeAlias = Progress  # noqa: Y015
+
+@_typing.final
+class Compared(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULT_FIELD_NUMBER: _builtins.int
+    MS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    PEER_REVISION_FIELD_NUMBER: _builtins.int
+    DIFFERING_FIELD_NUMBER: _builtins.int
+    LIVE_FIELD_NUMBER: _builtins.int
+    TOMBSTONES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SAME_MS_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    PEER_INCARNATION_FIELD_NUMBER: _builtins.int
+    result: _builtins.str
+    ms: _builtins.int
+    revision: _builtins.int
+    peer_revision: _builtins.int
+    differing: _builtins.int
+    live: _builtins.int
+    tombstones: _builtins.int
+    reason: _builtins.str
+    same_ms: _builtins.int
+    incarnation: _builtins.str
+    peer_incarnation: _builtins.str
+    def __init__(
+        self,
+        *,
+        result: _builtins.str = ...,
+        ms: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        peer_revision: _builtins.int = ...,
+        differing: _builtins.int = ...,
+        live: _builtins.int = ...,
+        tombstones: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        same_ms: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
+        peer_incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "last_error", b"last_error", "ms", b"ms", "oldest_ms", b"oldest_ms", "parked", b"parked", "revision", b"revision", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["differing", b"differing", "incarnation", b"incarnation", "live", b"live", "ms", b"ms", "peer_incarnation", b"peer_incarnation", "peer_revision", b"peer_revision", "reason", b"reason", "result", b"result", "revision", b"revision", "same_ms", b"same_ms", "tombstones", b"tombstones"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___FollowRecord: _TypeAlias = FollowRecord  # noqa: Y015
+Global___Compared: _TypeAlias = Compared  # noqa: Y015

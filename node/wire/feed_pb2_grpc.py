@@ -26,7 +26,13 @@ if _version_not_supported:
 
 
 class FeedStub:
-    """Missing associated documentation comment in .proto file."""
+    """Versions: sites of one `protocol` understand each other whatever their `minor`. A higher minor may
+    add calls (answered UNIMPLEMENTED where they are not known), fields, and kinds of names and of
+    requests, which who does not know them leaves out: it is told all anew once it does. It adds no
+    fields to registers, which are merged and handed on, and no kinds to Roots, Bucket and Keys that
+    were not asked for.
+
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -59,10 +65,26 @@ class FeedStub:
                 request_serializer=node_dot_wire_dot_feed__pb2.RepositoryRequest.SerializeToString,
                 response_deserializer=node_dot_wire_dot_feed__pb2.ChangeBatch.FromString,
                 _registered_method=True)
+        self.Roots = channel.unary_unary(
+                '/entrepot.feed.v1.Feed/Roots',
+                request_serializer=node_dot_wire_dot_feed__pb2.RootsRequest.SerializeToString,
+                response_deserializer=node_dot_wire_dot_feed__pb2.RootsReply.FromString,
+                _registered_method=True)
+        self.Bucket = channel.unary_stream(
+                '/entrepot.feed.v1.Feed/Bucket',
+                request_serializer=node_dot_wire_dot_feed__pb2.BucketRequest.SerializeToString,
+                response_deserializer=node_dot_wire_dot_feed__pb2.BucketReply.FromString,
+                _registered_method=True)
 
 
 class FeedServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Versions: sites of one `protocol` understand each other whatever their `minor`. A higher minor may
+    add calls (answered UNIMPLEMENTED where they are not known), fields, and kinds of names and of
+    requests, which who does not know them leaves out: it is told all anew once it does. It adds no
+    fields to registers, which are merged and handed on, and no kinds to Roots, Bucket and Keys that
+    were not asked for.
+
+    """
 
     def Hello(self, request, context):
         """Who is there: the first call of every connection.
@@ -99,6 +121,21 @@ class FeedServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Roots(self, request, context):
+        """Sums over all that this site has of what the caller may have and wants: equal states have
+        equal sums (ADR 15).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Bucket(self, request, context):
+        """The names in some buckets, and the hash of each, tombstones too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FeedServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -127,6 +164,16 @@ def add_FeedServicer_to_server(servicer, server):
                     request_deserializer=node_dot_wire_dot_feed__pb2.RepositoryRequest.FromString,
                     response_serializer=node_dot_wire_dot_feed__pb2.ChangeBatch.SerializeToString,
             ),
+            'Roots': grpc.unary_unary_rpc_method_handler(
+                    servicer.Roots,
+                    request_deserializer=node_dot_wire_dot_feed__pb2.RootsRequest.FromString,
+                    response_serializer=node_dot_wire_dot_feed__pb2.RootsReply.SerializeToString,
+            ),
+            'Bucket': grpc.unary_stream_rpc_method_handler(
+                    servicer.Bucket,
+                    request_deserializer=node_dot_wire_dot_feed__pb2.BucketRequest.FromString,
+                    response_serializer=node_dot_wire_dot_feed__pb2.BucketReply.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'entrepot.feed.v1.Feed', rpc_method_handlers)
@@ -136,7 +183,13 @@ def add_FeedServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Feed:
-    """Missing associated documentation comment in .proto file."""
+    """Versions: sites of one `protocol` understand each other whatever their `minor`. A higher minor may
+    add calls (answered UNIMPLEMENTED where they are not known), fields, and kinds of names and of
+    requests, which who does not know them leaves out: it is told all anew once it does. It adds no
+    fields to registers, which are merged and handed on, and no kinds to Roots, Bucket and Keys that
+    were not asked for.
+
+    """
 
     @staticmethod
     def Hello(request,
@@ -263,6 +316,60 @@ class Feed:
             '/entrepot.feed.v1.Feed/Repository',
             node_dot_wire_dot_feed__pb2.RepositoryRequest.SerializeToString,
             node_dot_wire_dot_feed__pb2.ChangeBatch.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Roots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/entrepot.feed.v1.Feed/Roots',
+            node_dot_wire_dot_feed__pb2.RootsRequest.SerializeToString,
+            node_dot_wire_dot_feed__pb2.RootsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Bucket(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/entrepot.feed.v1.Feed/Bucket',
+            node_dot_wire_dot_feed__pb2.BucketRequest.SerializeToString,
+            node_dot_wire_dot_feed__pb2.BucketReply.FromString,
             options,
             channel_credentials,
             insecure,

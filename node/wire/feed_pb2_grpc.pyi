@@ -27,6 +27,13 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class FeedStub:
+    """Versions: sites of one `protocol` understand each other whatever their `minor`. A higher minor may
+    add calls (answered UNIMPLEMENTED where they are not known), fields, and kinds of names and of
+    requests, which who does not know them leaves out: it is told all anew once it does. It adds no
+    fields to registers, which are merged and handed on, and no kinds to Roots, Bucket and Keys that
+    were not asked for.
+    """
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -41,9 +48,22 @@ class FeedStub:
     """The present registers of these keys."""
     Repository: _grpc.UnaryStreamMultiCallable[_feed_pb2.RepositoryRequest, _feed_pb2.ChangeBatch]
     """All of one repository as it stands, tombstones too: what brings a parked one up to date."""
+    Roots: _grpc.UnaryUnaryMultiCallable[_feed_pb2.RootsRequest, _feed_pb2.RootsReply]
+    """Sums over all that this site has of what the caller may have and wants: equal states have
+    equal sums (ADR 15).
+    """
+    Bucket: _grpc.UnaryStreamMultiCallable[_feed_pb2.BucketRequest, _feed_pb2.BucketReply]
+    """The names in some buckets, and the hash of each, tombstones too."""
 
 @_typing.type_check_only
 class FeedAsyncStub(FeedStub):
+    """Versions: sites of one `protocol` understand each other whatever their `minor`. A higher minor may
+    add calls (answered UNIMPLEMENTED where they are not known), fields, and kinds of names and of
+    requests, which who does not know them leaves out: it is told all anew once it does. It adds no
+    fields to registers, which are merged and handed on, and no kinds to Roots, Bucket and Keys that
+    were not asked for.
+    """
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     Hello: _aio.UnaryUnaryMultiCallable[_feed_pb2.HelloRequest, _feed_pb2.HelloReply]  # type: ignore[assignment]
     """Who is there: the first call of every connection."""
@@ -55,8 +75,21 @@ class FeedAsyncStub(FeedStub):
     """The present registers of these keys."""
     Repository: _aio.UnaryStreamMultiCallable[_feed_pb2.RepositoryRequest, _feed_pb2.ChangeBatch]  # type: ignore[assignment]
     """All of one repository as it stands, tombstones too: what brings a parked one up to date."""
+    Roots: _aio.UnaryUnaryMultiCallable[_feed_pb2.RootsRequest, _feed_pb2.RootsReply]  # type: ignore[assignment]
+    """Sums over all that this site has of what the caller may have and wants: equal states have
+    equal sums (ADR 15).
+    """
+    Bucket: _aio.UnaryStreamMultiCallable[_feed_pb2.BucketRequest, _feed_pb2.BucketReply]  # type: ignore[assignment]
+    """The names in some buckets, and the hash of each, tombstones too."""
 
 class FeedServicer(metaclass=_abc_1.ABCMeta):
+    """Versions: sites of one `protocol` understand each other whatever their `minor`. A higher minor may
+    add calls (answered UNIMPLEMENTED where they are not known), fields, and kinds of names and of
+    requests, which who does not know them leaves out: it is told all anew once it does. It adds no
+    fields to registers, which are merged and handed on, and no kinds to Roots, Bucket and Keys that
+    were not asked for.
+    """
+
     @_abc_1.abstractmethod
     def Hello(
         self,
@@ -96,5 +129,23 @@ class FeedServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_feed_pb2.ChangeBatch], _abc.AsyncIterator[_feed_pb2.ChangeBatch]]:
         """All of one repository as it stands, tombstones too: what brings a parked one up to date."""
+
+    @_abc_1.abstractmethod
+    def Roots(
+        self,
+        request: _feed_pb2.RootsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_feed_pb2.RootsReply, _abc.Awaitable[_feed_pb2.RootsReply]]:
+        """Sums over all that this site has of what the caller may have and wants: equal states have
+        equal sums (ADR 15).
+        """
+
+    @_abc_1.abstractmethod
+    def Bucket(
+        self,
+        request: _feed_pb2.BucketRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_feed_pb2.BucketReply], _abc.AsyncIterator[_feed_pb2.BucketReply]]:
+        """The names in some buckets, and the hash of each, tombstones too."""
 
 def add_FeedServicer_to_server(servicer: FeedServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

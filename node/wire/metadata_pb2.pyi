@@ -207,6 +207,34 @@ class UploadSession(_message.Message):
 Global___UploadSession: _TypeAlias = UploadSession  # noqa: Y015
 
 @_typing.final
+class Stage(_message.Message):
+    """A manifest on its way in several transactions (RELIABILITY 5.4)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OWNER_FIELD_NUMBER: _builtins.int
+    MS_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    owner: _builtins.str
+    ms: _builtins.int
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        owner: _builtins.str = ...,
+        ms: _builtins.int = ...,
+        targets: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ms", b"ms", "owner", b"owner", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stage: _TypeAlias = Stage  # noqa: Y015
+
+@_typing.final
 class Referrer(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -352,11 +380,17 @@ class Parked(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     SINCE_MS_FIELD_NUMBER: _builtins.int
+    NEXT_MS_FIELD_NUMBER: _builtins.int
+    SCANNED_FIELD_NUMBER: _builtins.int
     first: _builtins.int
     last: _builtins.int
     attempts: _builtins.int
     reason: _builtins.str
     since_ms: _builtins.int
+    next_ms: _builtins.int
+    """When it is tried again."""
+    scanned: _builtins.int
+    """How much of it a scan told that is at work."""
     def __init__(
         self,
         *,
@@ -365,37 +399,124 @@ class Parked(_message.Message):
         attempts: _builtins.int = ...,
         reason: _builtins.str = ...,
         since_ms: _builtins.int = ...,
+        next_ms: _builtins.int = ...,
+        scanned: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "first", b"first", "last", b"last", "reason", b"reason", "since_ms", b"since_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "first", b"first", "last", b"last", "next_ms", b"next_ms", "reason", b"reason", "scanned", b"scanned", "since_ms", b"since_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Parked: _TypeAlias = Parked  # noqa: Y015
 
 @_typing.final
+class ParkedThere(_message.Message):
+    """A repository of this site that a peer has parked; times by this site's clock."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SINCE_MS_FIELD_NUMBER: _builtins.int
+    NEXT_MS_FIELD_NUMBER: _builtins.int
+    repository: _builtins.str
+    first: _builtins.int
+    attempts: _builtins.int
+    reason: _builtins.str
+    since_ms: _builtins.int
+    next_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        repository: _builtins.str = ...,
+        first: _builtins.int = ...,
+        attempts: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        since_ms: _builtins.int = ...,
+        next_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "first", b"first", "next_ms", b"next_ms", "reason", b"reason", "repository", b"repository", "since_ms", b"since_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ParkedThere: _TypeAlias = ParkedThere  # noqa: Y015
+
+@_typing.final
 class Ack(_message.Message):
+    """What a peer said last of how far it has applied this site, and when that was written down."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     INCARNATION_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     MS_FIELD_NUMBER: _builtins.int
+    LIFE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    PARKED_FIELD_NUMBER: _builtins.int
+    PARKED_COUNT_FIELD_NUMBER: _builtins.int
+    REPOSITORIES_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    OURS_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
+    BYTES_TO_GO_FIELD_NUMBER: _builtins.int
+    SECONDS_LEFT_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.str
     revision: _builtins.int
     ms: _builtins.int
+    life: _builtins.str
+    state: _builtins.str
+    cursor: _builtins.int
+    parked_count: _builtins.int
+    ours: _builtins.str
+    stream: _builtins.str
+    """The stream on which it was said; empty once that is over."""
+    bytes_to_go: _builtins.int
+    """What the peer was fetching then, and for how long."""
+    seconds_left: _builtins.int
+    @_builtins.property
+    def parked(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParkedThere]: ...
+    @_builtins.property
+    def repositories(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the peer asked for, and the fingerprint of this site's filter for it then."""
+
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
         incarnation: _builtins.str = ...,
         revision: _builtins.int = ...,
         ms: _builtins.int = ...,
+        life: _builtins.str = ...,
+        state: _builtins.str = ...,
+        cursor: _builtins.int = ...,
+        parked: _abc.Iterable[Global___ParkedThere] | None = ...,
+        parked_count: _builtins.int = ...,
+        repositories: _abc.Iterable[_builtins.str] | None = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        ours: _builtins.str = ...,
+        stream: _builtins.str = ...,
+        bytes_to_go: _builtins.int | None = ...,
+        seconds_left: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bytes_to_go", b"_bytes_to_go", "_seconds_left", b"_seconds_left", "bytes_to_go", b"bytes_to_go", "seconds_left", b"seconds_left"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "ms", b"ms", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bytes_to_go", b"_bytes_to_go", "_seconds_left", b"_seconds_left", "bytes_to_go", b"bytes_to_go", "cursor", b"cursor", "incarnation", b"incarnation", "life", b"life", "ms", b"ms", "ours", b"ours", "parked", b"parked", "parked_count", b"parked_count", "repositories", b"repositories", "revision", b"revision", "seconds_left", b"seconds_left", "state", b"state", "stream", b"stream", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__bytes_to_go: _TypeAlias = _typing.Literal["bytes_to_go"]  # noqa: Y015
+    _WhichOneofArgType__bytes_to_go: _TypeAlias = _typing.Literal["_bytes_to_go", b"_bytes_to_go"]  # noqa: Y015
+    _WhichOneofReturnType__seconds_left: _TypeAlias = _typing.Literal["seconds_left"]  # noqa: Y015
+    _WhichOneofArgType__seconds_left: _TypeAlias = _typing.Literal["_seconds_left", b"_seconds_left"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes_to_go) -> _WhichOneofReturnType__bytes_to_go | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds_left) -> _WhichOneofReturnType__seconds_left | None: ...
 
 Global___Ack: _TypeAlias = Ack  # noqa: Y015
 
