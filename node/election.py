@@ -58,9 +58,20 @@ class Leadership:
 
 
 class Candidate:
-    """One candidacy for a duty: one lease, one key, used once."""
+    """One candidacy for a duty: one lease, one key, used once.
 
-    def __init__(self, kv: KV, duty: str, worker: str, lease: Lease) -> None:
+    `sleep` waits some seconds before a put that came to nothing is tried again.
+    """
+
+    def __init__(
+        self,
+        kv: KV,
+        duty: str,
+        worker: str,
+        lease: Lease,
+        sleep: Callable[[float], Awaitable[None]] | None = None,
+    ) -> None:
+        self._sleep = sleep
         self._kv = kv
         self._duty = duty
         self._worker = worker
@@ -86,6 +97,8 @@ class Candidate:
                     standing = await self._standing(only(key))
                     if standing:
                         return self._leadership(standing[0].created)
+                    if self._sleep is not None:
+                        await self._sleep(RELIST_S)  # a full store says no more than that
                 case _:
                     assert_never(outcome)
 
@@ -151,7 +164,7 @@ class Elections:
                     await self._kv.revoke(lease)
 
     async def _win(self, duty: str, lease: Lease) -> Leadership:
-        candidate = Candidate(self._kv, duty, self._worker, lease)
+        candidate = Candidate(self._kv, duty, self._worker, lease, self._sleep)
         leadership = await candidate.enter()
         while not await candidate.is_first(leadership):
             await self._sleep(RELIST_S)

@@ -18,12 +18,16 @@ Keys and values are bytes; a range is [start, end).  An adapter that can't answe
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
 from typing import Final, NamedTuple, NewType, Protocol, TypeAlias
 
 # What etcd takes in one transaction by default (--max-txn-ops): 128 of each.
 MAX_RANGES: Final = 128
+MAX_OPS: Final = 128
 
 Lease = NewType("Lease", int)
 
@@ -127,6 +131,24 @@ class DeleteRange(NamedTuple):
 Op: TypeAlias = Put | Delete | DeleteRange
 
 
+def check_txn(guards: Sequence[Guard], ops: Sequence[Op]) -> None:
+    """Refuse what no adapter takes; each asks this before anything is sent.
+
+    Raises:
+        ValueError: Two operations touch one key, or there are more than 128 of either.
+    """
+    if max(len(guards), len(ops)) > MAX_OPS:
+        raise ValueError(f"{len(guards)} guards and {len(ops)} operations, at most {MAX_OPS}")
+    spans = [
+        (op.start, op.end) if isinstance(op, DeleteRange) else (op.key, op.key + b"\0")
+        for op in ops
+    ]
+    spans = sorted((start, end) for start, end in spans if start < end)
+    for (_, end), (start, _) in pairwise(spans):
+        if start < end:
+            raise ValueError(f"key {start!r} stands in two operations")
+
+
 # --- outcomes of a transaction
 
 
@@ -158,11 +180,42 @@ class Unknown:
 Outcome: TypeAlias = Ok | Failed | Unknown
 
 
+class Stale(StrEnum):
+    """Why an answer may be of long ago: what was acknowledged since may be missing."""
+
+    NO_MAJORITY = "the site's store has no majority"
+    TOO_SLOW = "the site's store did not answer in time"
+
+
 class Snapshot(NamedTuple):
-    """The answer to a joined read: for each range its entries in key order, and the moment."""
+    """The answer to a joined read: for each range its entries in key order, and the moment.
+
+    `stale`: why that moment may be long ago, if it may.
+    """
 
     ranges: tuple[tuple[Entry, ...], ...]
     revision: int
+    stale: Stale | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One server of a store, by its own account; of one that does not answer little is known.
+
+    `size_bytes` is what its file takes, which is what a quota counts; `used_bytes` what
+    defragmenting would leave of it.  While it `is_full`, the store takes no writes that add.
+    """
+
+    endpoint: str
+    problems: tuple[str, ...] = ()
+    version: str = ""
+    is_up: bool = True
+    has_leader: bool = True
+    is_leader: bool = False
+    is_full: bool = False
+    is_corrupt: bool = False
+    size_bytes: int = 0
+    used_bytes: int = 0
 
 
 class Changes(NamedTuple):
@@ -183,10 +236,13 @@ class Compacted(Exception):
 
 
 class KV(Protocol):
-    """The port. Adapters: node/kv_sqlite.py, (etcd); for simulation tests/fakes.py."""
+    """The port. Adapters: node/kv_sqlite.py, node/kv_etcd.py; for simulation tests/fake_kv.py."""
 
-    async def read(self, ranges: Sequence[Range]) -> Snapshot:
+    async def read(self, ranges: Sequence[Range], *, may_be_stale: bool = False) -> Snapshot:
         """Answer at most 128 ranges from one moment, linearizably.
+
+        Where that can't be had, and it may be stale, an answer that says so will do; it decides
+        nothing, it is only shown.  A store that is whole or not there at all never gives one.
 
         Raises:
             MetadataUnavailable: No answer in time.
@@ -194,9 +250,10 @@ class KV(Protocol):
         ...
 
     async def txn(self, guards: Sequence[Guard], ops: Sequence[Op]) -> Outcome:
-        """Apply `ops` in one revision if all `guards` hold. No key may stand in two ops.
+        """Apply `ops` in one revision if all `guards` hold; at most 128 of each.
 
         Raises:
+            ValueError: A key stands in two ops, or it is more than the store takes.
             MetadataUnavailable: It was certainly not applied and will not be; also where a lease
                 that an operation names is gone.
         """
@@ -208,6 +265,7 @@ class KV(Protocol):
         Deletions are not told: what must be known to be gone is a value, or is read.  It may
         coalesce, may say nothing new (empty `entries`, higher `revision`), and takes the next batch
         only when asked, so a slow reader costs nothing; a batch has about 500 entries at the most.
+        The first comes at once if the store is beyond `after`, wherever it was written to.
 
         Raises:
             Compacted: `after` is too old, or newer than this store (it was restored).
@@ -227,6 +285,21 @@ class KV(Protocol):
         """End the lease and remove its keys now; ending a lease that is gone is no error."""
         ...
 
+    async def members(self) -> tuple[Member, ...]:
+        """How each server of the store is, within seconds; none where there are no servers."""
+        ...
+
     async def close(self) -> None:
         """Let go of the store; what was acknowledged stays."""
         ...
+
+
+@asynccontextmanager
+async def following(kv: KV, within: Range, after: int) -> AsyncIterator[AsyncIterator[Changes]]:
+    """Follow a range inside the block, and let go of it at its end; see `KV.changes`."""
+    stream = kv.changes(within, after)
+    try:
+        yield stream
+    finally:
+        if isinstance(stream, AsyncGenerator):
+            await stream.aclose()

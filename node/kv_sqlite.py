@@ -20,9 +20,20 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from node.errors import MetadataUnavailable
-from node.kv import MAX_RANGES, Changes, Guard, Lease, Op, Outcome, Range, Snapshot
+from node.kv import (
+    MAX_RANGES,
+    Changes,
+    Guard,
+    Lease,
+    Member,
+    Op,
+    Outcome,
+    Range,
+    Snapshot,
+    check_txn,
+)
 from node.kv_sqlite_file import StorageUnsuitable, boottime, prepare
-from node.kv_sqlite_rows import Batch, changed, check_distinct, read
+from node.kv_sqlite_rows import Batch, changed, read
 from node.kv_sqlite_threads import Job, Readers, Replies, Watcher, Writer
 
 __all__ = ["SqliteKV", "StorageUnsuitable", "boottime"]
@@ -67,7 +78,7 @@ class SqliteKV:
         except OSError as error:
             raise MetadataUnavailable(f"{path}: {error}") from error
 
-    async def read(self, ranges: Sequence[Range]) -> Snapshot:
+    async def read(self, ranges: Sequence[Range], *, may_be_stale: bool = False) -> Snapshot:
         """Answer at most 128 ranges from one moment, linearizably over all processes.
 
         Raises:
@@ -87,7 +98,7 @@ class SqliteKV:
                 waiting, or a lease that is gone.
             ValueError: A key stands in two ops.
         """
-        check_distinct(ops)
+        check_txn(guards, ops)
         return await self._ask(self._writer, partial(Batch.txn, guards=guards, ops=ops))
 
     async def changes(self, within: Range, after: int) -> AsyncIterator[Changes]:
@@ -97,20 +108,21 @@ class SqliteKV:
             Compacted: `after` is newer than this store.
             MetadataUnavailable: The file could not be read, or `close` was called.
         """
-        told, due = after, math.inf
+        told, due = after, self._loop.time()  # the first batch is not held back
         self._watcher.follow()
         try:
             while True:
                 heard = self._news.count
                 news = await self._ask(self._listers, partial(changed, within=within, after=after))
                 after = news.revision
-                if after > told:
-                    due = min(due, self._loop.time() + PROGRESS_S)
-                if news.entries or self._loop.time() >= due:
+                now = self._loop.time()
+                if after > told and due == math.inf:
+                    due = now + PROGRESS_S
+                if news.entries or (after > told and now >= due):
                     told, due = after, math.inf
                     yield news
                 else:
-                    await self._news.wait(heard, None if due == math.inf else due)
+                    await self._news.wait(heard, due if after > told else None)
         finally:
             self._watcher.unfollow()
 
@@ -139,6 +151,10 @@ class SqliteKV:
             MetadataUnavailable: It may live on until its time.
         """
         await self._ask(self._writer, partial(Batch.revoke, lease=lease))
+
+    async def members(self) -> tuple[Member, ...]:
+        """A file has none."""
+        return ()
 
     async def close(self) -> None:
         """Finish what was asked, end all followers, let go of the file. Twice is no error."""

@@ -147,6 +147,33 @@ def connect(path: Path, *, query_only: bool = False) -> sqlite3.Connection:
     return connection
 
 
+class SameFile:
+    """Knows the file that stands at a path from any that stands there later.
+
+    A connection goes on with a file that was moved or removed, and what it writes is lost to
+    whoever opens the path; one that was put in its place is another history.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: tuple[int, int] | None = None
+
+    def require(self) -> None:
+        """Return if the file is there that was there at the first call.
+
+        Raises:
+            MetadataUnavailable: It is not.
+        """
+        try:
+            found = self._path.stat()
+        except OSError as err:
+            raise MetadataUnavailable(f"its file is gone: {err.strerror}") from err
+        here = found.st_dev, found.st_ino
+        if here != (self._known or here):
+            raise MetadataUnavailable("another file is in the place of its own; start anew")
+        self._known = here
+
+
 def prepare(path: Path, now: float) -> None:
     """Make the file ours if it is new, and give leases of an earlier boot their whole time again.
 

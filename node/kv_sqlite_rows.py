@@ -10,7 +10,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from functools import cache
-from itertools import pairwise
 from typing import Final
 
 from node.errors import MetadataUnavailable
@@ -134,22 +133,6 @@ def changed(connection: sqlite3.Connection, within: Range, after: int) -> Change
         return Changes(window(after, cut, -1), cut)
     finally:
         connection.rollback()
-
-
-def check_distinct(ops: Sequence[Op]) -> None:
-    """Refuse operations of which two touch one key.
-
-    Raises:
-        ValueError: Two do.
-    """
-    spans = [
-        (op.start, op.end) if isinstance(op, DeleteRange) else (op.key, op.key + b"\0")
-        for op in ops
-    ]
-    spans = sorted((start, end) for start, end in spans if start < end)
-    for (_, end), (start, _) in pairwise(spans):
-        if start < end:
-            raise ValueError(f"key {start!r} stands in two operations")
 
 
 def _where(guard: Guard) -> Range:

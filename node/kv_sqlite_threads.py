@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from node.errors import MetadataUnavailable
 from node.kv import Ok, Unknown
-from node.kv_sqlite_file import LOCK_S, Turnstile, busy, connect, retry_pause
+from node.kv_sqlite_file import LOCK_S, SameFile, Turnstile, busy, connect, retry_pause
 from node.kv_sqlite_rows import Batch
 
 WAITING: Final = 10_000
@@ -169,6 +169,7 @@ class Writer(_Worker):
         self._clock = clock
         self._replies = replies
         self._news = news
+        self._file = SameFile(path)
         self._turnstile = Turnstile(path.with_name(path.name + "-turn"))
         self._connection: sqlite3.Connection | None = None
         self._closing = False
@@ -221,7 +222,8 @@ class Writer(_Worker):
             self._checkpoint()
 
     def _begin(self) -> Batch:
-        """Take the write lock, waiting 5 s at the most."""
+        """Take the write lock, waiting 5 s at the most; a file that was moved takes no writes."""
+        self._file.require()
         connection = self._connected()
         deadline = time.monotonic() + LOCK_S
         with self._turnstile.passing():
@@ -285,6 +287,7 @@ class Writer(_Worker):
 
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None:
+            self._file.require()  # or SQLite would make one
             # Opening waits (another process may be closing, and hold everything); from then on the
             # retries are our own.
             self._connection = connect(self._path)
@@ -306,7 +309,7 @@ class Writer(_Worker):
             )
             if due.fetchall():
                 self._commit(Job(lambda _: None))
-        except sqlite3.Error:
+        except (sqlite3.Error, MetadataUnavailable):
             self._disconnect()
         if self._logged:
             self._checkpoint()
@@ -325,7 +328,7 @@ class Writer(_Worker):
             connection.execute(f"PRAGMA busy_timeout = {CHECKPOINT_S * 1000:.0f}")
             ((blocked, *_),) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             connection.execute("PRAGMA busy_timeout = 0")
-        except sqlite3.Error:
+        except (sqlite3.Error, MetadataUnavailable):
             self._disconnect()
             blocked = 1
         self._logged = bool(blocked)

@@ -6,9 +6,14 @@ the port a test may look and meddle:
 - `faults` is asked before each transaction and may make its outcome unknown (applied, not applied,
   or a ghost that lands when the test says so), refuse it, or crash its caller on either side of it;
 - `down` makes every call refuse;
+- `behind` is the store of the one member that is left of a majority: it answers reads that may be
+  stale, and says `why`, and everything else is refused;
 - `pause` is awaited where a real store would be awaited, before and after each effect, so that a
   scheduler can put anything in between;
 - `copy` and `restore` save and bring back all that is stored.
+
+It keeps one promise of the site itself: whatever removes the register of a tag or manifest is a bug
+(`RegisterRemoved`), because without its context any peer could bring the deleted back.
 """
 
 from __future__ import annotations
@@ -19,9 +24,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
-from itertools import combinations
 from typing import Final, TypeAlias
 
+from node import keys
 from node.errors import MetadataUnavailable
 from node.kv import (
     MAX_RANGES,
@@ -37,6 +42,7 @@ from node.kv import (
     Failed,
     Guard,
     Lease,
+    Member,
     Modified,
     Ok,
     Op,
@@ -44,10 +50,16 @@ from node.kv import (
     Put,
     Range,
     Snapshot,
+    Stale,
     Unknown,
+    check_txn,
 )
 
 CHANGES: Final = 500
+
+
+class RegisterRemoved(AssertionError):
+    """A transaction removes what only ever may become a tombstone."""
 
 
 class Fault(Enum):
@@ -152,6 +164,8 @@ class MemoryKV:
     ) -> None:
         self.faults = faults
         self.down = False
+        self.behind: MemoryKV | None = None
+        self.why = Stale.NO_MAJORITY
         self.ghosts: list[tuple[Sequence[Guard], Sequence[Op]]] = []
         self._clock = clock
         self._pause = pause
@@ -161,11 +175,13 @@ class MemoryKV:
 
     # --- the port
 
-    async def read(self, ranges: Sequence[Range]) -> Snapshot:
+    async def read(self, ranges: Sequence[Range], *, may_be_stale: bool = False) -> Snapshot:
         """See `node.kv.KV`."""
         if len(ranges) > MAX_RANGES:
             raise ValueError(f"{len(ranges)} ranges; a read takes {MAX_RANGES}")
         await self._pause()
+        if may_be_stale and self.behind is not None:
+            return (await self.behind.read(ranges))._replace(stale=self.why)
         stored = self._now()
         answer = Snapshot(
             tuple(tuple(stored.within(one.start, one.end, one.limit)) for one in ranges),
@@ -176,7 +192,7 @@ class MemoryKV:
 
     async def txn(self, guards: Sequence[Guard], ops: Sequence[Op]) -> Outcome:
         """See `node.kv.KV`; `faults` decides what goes wrong."""
-        _check_distinct(ops)
+        check_txn(guards, ops)
         await self._pause()
         self._now()
         outcome = self._meddle(self.faults(guards, ops), guards, ops)
@@ -224,6 +240,14 @@ class MemoryKV:
         self._now().end(lease)
         self._ring()
 
+    async def members(self) -> tuple[Member, ...]:
+        """See `node.kv.KV`."""
+        if self.down:
+            return (Member("memory:1", ("it is down",), is_up=False, has_leader=False),)
+        if self.behind is None:
+            return ()
+        return (Member("left:1", ("no leader",), has_leader=False), Member("gone:1", is_up=False))
+
     async def close(self) -> None:
         """See `node.kv.KV`."""
         self._closed = True
@@ -251,12 +275,18 @@ class MemoryKV:
         self._stored = saved._stored.copy()
         self._ring()
 
+    def lose(self, *lost: bytes) -> None:
+        """Hold these keys no more, registers too, as by damage or a mistaken hand."""
+        if self._stored.remove([key for key in lost if key in self._stored.rows]):
+            self._stored.revision += 1
+            self._ring()
+
     def wake(self) -> None:
         """Let followers look again, as a poll would: after `down` changed or the clock moved."""
         self._ring()
 
     def _now(self) -> _Stored:
-        if self._closed or self.down:
+        if self._closed or self.down or self.behind is not None:
             raise MetadataUnavailable("it is closed" if self._closed else "it is down")
         self._stored.expire(self._clock())
         return self._stored
@@ -292,6 +322,8 @@ class MemoryKV:
         for op in ops:
             if isinstance(op, Put) and op.lease is not None and op.lease not in stored.leases:
                 raise MetadataUnavailable(f"lease {op.lease} is gone")
+        for op in ops:
+            _check_kept(stored, op)
         revision = stored.revision + 1
         if any([_apply(stored, op, revision) for op in ops]):  # noqa: C419 (all of them are to run)
             stored.revision = revision
@@ -321,6 +353,15 @@ def _holds(guard: Guard, entry: Entry | None) -> bool:
             return entry is not None and entry.modified == guard.revision
 
 
+def _check_kept(stored: _Stored, op: Op) -> None:
+    if isinstance(op, Put):
+        return
+    start, end, _ = keys.REPLICATED
+    first, last = (op.start, op.end) if isinstance(op, DeleteRange) else (op.key, op.key + b"\0")
+    for entry in stored.within(max(first, start), min(last, end)):
+        raise RegisterRemoved(entry.key)
+
+
 def _apply(stored: _Stored, op: Op, revision: int) -> bool:
     match op:
         case Put():
@@ -346,14 +387,3 @@ def _changed(stored: _Stored, within: Range, after: int) -> Changes:
     # Whole revisions: all of the one the cut falls into.
     last = news[CHANGES - 1].modified
     return Changes(tuple(entry for entry in news if entry.modified <= last), last)
-
-
-def _check_distinct(ops: Sequence[Op]) -> None:
-    ranges = [op for op in ops if isinstance(op, DeleteRange) and op.start < op.end]
-    keys = [op.key for op in ops if not isinstance(op, DeleteRange)]
-    if (
-        len(set(keys)) < len(keys)
-        or any(one.start <= key < one.end for one in ranges for key in keys)
-        or any(one.start < two.end and two.start < one.end for one, two in combinations(ranges, 2))
-    ):
-        raise ValueError("a key stands in two operations")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import pytest
 from node import kv_sqlite_threads
 from node.kv import KV
 from node.kv_sqlite import SqliteKV
+from tests.etcd import Etcd, end_leases, keyspace, opened
 from tests.fake_kv import MemoryKV
 
 
@@ -34,11 +36,15 @@ class _Clock:
         self.now += seconds
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", pytest.param("etcd", marks=pytest.mark.slow)])
 async def stand(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Stand]:
     """Every adapter in turn, empty."""
+    if request.param == "etcd":
+        async with _etcd_stand(request.getfixturevalue("etcd")) as stand:
+            yield stand
+        return
     clock = _Clock()
     if request.param == "memory":
         memory = MemoryKV(clock=clock)
@@ -51,6 +57,17 @@ async def stand(
     another = await SqliteKV.open(path, clock=clock)
     yield Stand(kv, another, clock.advance)
     await asyncio.gather(kv.close(), another.close())
+
+
+@asynccontextmanager
+async def _etcd_stand(etcd: Etcd) -> AsyncIterator[Stand]:
+    at = keyspace()
+    async with opened(*etcd.endpoints, at=at) as kv, opened(*etcd.endpoints, at=at) as another:
+        # The time of its leases is etcd's own.
+        yield Stand(kv, another, asyncio.sleep)
+    # Else they would end, and make revisions, while the next test looks.
+    async with opened(*etcd.endpoints) as cleaner:
+        await end_leases(cleaner)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from node.blob_files import FileBlobs
-from node.blobs import BlobStore, Generation, Piece
+from node.blobs import BlobStore, Copy, Generation, Piece, SessionId
 from node.digest import Algorithm, Digest, Verifier
 from node.errors import BlobDamaged, DigestMismatch, UploadUnknown
 from tests.blob_calls import (
@@ -293,3 +293,70 @@ async def test_usage_and_check_answer(blobs: BlobStore) -> None:
     usage = await blobs.usage()
     assert 0 < usage.free_bytes <= usage.total_bytes
     assert await blobs.recover(SESSION) == ()
+
+
+async def test_the_store_tells_of_which_sessions_it_holds_bytes(blobs: BlobStore) -> None:
+    """A session is there from its first byte to its end, and a copy is none."""
+    await put(blobs, LARGE)
+    await blobs.abort(SESSION)
+    assert list(await blobs.sessions()) == []
+    await put_piece(blobs, OTHER, 0, b"some")
+    assert list(await blobs.sessions()) == [OTHER]
+    await blobs.check()
+    await blobs.abort(OTHER)
+    assert list(await blobs.sessions()) == []
+
+
+async def test_copies_that_are_missing_are_told(blobs: BlobStore) -> None:
+    """Those that never were, are gone, or have another length; whatever their generation is."""
+    digest, generation = await put(blobs, LARGE)
+    there = Copy(digest, generation, len(LARGE))
+    _, other = await put(blobs, LARGE, OTHER)
+    await blobs.delete(digest, other)
+    missing = [
+        replace(there, generation=other),
+        replace(there, size=len(LARGE) - 1),
+        Copy(Digest.of(b"never"), generation, 5),
+        replace(there, generation=Generation("../escape")),
+        replace(there, generation=Generation("")),
+    ]
+    assert list(await blobs.missing([there, *missing, there])) == missing
+    assert list(await blobs.missing([])) == []
+
+
+async def test_every_copy_of_a_digest_is_told_and_no_other(blobs: BlobStore) -> None:
+    """Named by a record or not; of what never was, there is none."""
+    digest, first = await put(blobs, LARGE)
+    _, second = await put(blobs, LARGE, OTHER)
+    await put(blobs, b"another", SessionId("session-3"))
+    assert set(await blobs.generations(digest)) == {first, second}
+    await blobs.delete(digest, first)
+    assert list(await blobs.generations(digest)) == [second]
+    assert list(await blobs.generations(Digest.of(b"never"))) == []
+    assert list(await blobs.generations(Digest.of(LARGE, Algorithm.SHA512))) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"small", LARGE], ids=["0", "5", "large"])
+async def test_a_copy_is_published_once_more_from_itself(blobs: BlobStore, content: bytes) -> None:
+    """Both copies stand by themselves: whichever goes, the other has the bytes."""
+    digest, first = await put(blobs, content)
+    piece = await blobs.reuse(OTHER, digest, first)
+    assert piece.length == len(content)
+    (await blobs.hash(OTHER, [piece], Algorithm.SHA256)).verify(digest)
+    second = await blobs.publish(OTHER, [piece], digest)
+    await blobs.abort(OTHER)
+    assert await content_of(blobs, digest, first) == content
+    await blobs.delete(digest, first)
+    assert await content_of(blobs, digest, second) == content
+
+
+async def test_what_is_reused_and_given_up_leaves_the_copy(blobs: BlobStore) -> None:
+    """The end of the session takes nothing from the copy; of a copy that is gone there is none."""
+    digest, generation = await put(blobs, LARGE)
+    await blobs.reuse(OTHER, digest, generation)
+    await blobs.abort(OTHER)
+    assert OTHER not in await blobs.sessions()
+    assert await content_of(blobs, digest, generation) == LARGE
+    with pytest.raises(BlobDamaged):
+        await blobs.reuse(OTHER, digest, Generation("never"))
+    assert await blobs.recover(OTHER) == ()

@@ -109,6 +109,16 @@ async def test_a_key_that_moves_on_is_told_once_more(kv: KV) -> None:
     assert latest == {b"T/%03d" % number: b"new9%d" % number for number in range(10)}
 
 
+async def test_how_far_the_store_is_is_told_at_once(kv: KV) -> None:
+    """Who begins to follow need not wait for a change of its own range to hear of others."""
+    after = (await kv.read([])).revision
+    async with asyncio.timeout(10):
+        for number in range(20):
+            now = await commit(kv, Put(b"U/other", b"%d" % number))
+            async with following(kv, prefix(b"T/"), after) as stream:
+                assert (await anext(stream)).revision >= now
+
+
 async def test_a_cursor_from_the_future_is_refused(kv: KV) -> None:
     """The store was restored from before the cursor, so its changes can't be told."""
     revision = await put(kv, a=b"")

@@ -1,4 +1,4 @@
-"""The fake is honest: driven by the same calls, it and SQLite answer the same."""
+"""The fake is honest: driven by the same calls, it, SQLite and etcd answer the same."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from node.errors import MetadataUnavailable
 from node.kv import (
     KV,
     Absent,
-    Changes,
     Created,
     Delete,
     DeleteRange,
     Empty,
+    Entry,
     Exists,
     Guard,
     Lease,
@@ -31,9 +32,12 @@ from node.kv import (
     Put,
     Range,
 )
+from node.kv_etcd import Access, EtcdKV
 from node.kv_sqlite import SqliteKV
+from tests.etcd import Etcd, keyspace
 from tests.fake_kv import MemoryKV
-from tests.kv_calls import following
+from tests.kv_calls import following, next_entries
+from tests.kv_from_now import FromNow
 
 T = TypeVar("T")
 
@@ -58,7 +62,9 @@ RANGES = st.builds(Range, KEYS, KEYS, st.integers(0, 3))
 
 
 class Lockstep(RuleBasedStateMachine):
-    """Every call goes to both; what they answer or raise must agree."""
+    """Every call goes to the fake and to a real store; what they answer or raise must agree."""
+
+    leases_s = (1, 2, 4)
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +72,11 @@ class Lockstep(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         self.runner = asyncio.Runner()
         self.memory = MemoryKV(clock=lambda: self.now)
-        self.sqlite = self.run(SqliteKV.open(self.folder / "kv.db", clock=lambda: self.now))
+        self.real: KV = self.run(self.opened())
+
+    async def opened(self) -> KV:
+        """The real store, as new."""
+        raise NotImplementedError
 
     def run(self, call: Coroutine[Any, Any, T]) -> T:
         """Await the call."""
@@ -81,12 +91,12 @@ class Lockstep(RuleBasedStateMachine):
             except (MetadataUnavailable, ValueError) as error:
                 return type(error)
 
-        assert self.run(end(self.sqlite)) == self.run(end(self.memory))
+        assert self.run(end(self.real)) == self.run(end(self.memory))
 
     @initialize()
     def grant(self) -> None:
         """Have three leases of different lengths."""
-        for ttl_s in (1, 2, 4):
+        for ttl_s in self.leases_s:
             self.agree(partial(_grant, ttl_s=ttl_s))
 
     @rule(guards=st.lists(GUARDS, max_size=3), ops=st.lists(OPS, max_size=4))
@@ -103,12 +113,6 @@ class Lockstep(RuleBasedStateMachine):
     def read(self, ranges: list[Range]) -> None:
         """Same entries at the same revision."""
         self.agree(lambda kv: kv.read(ranges))
-
-    @rule(seconds=st.floats(0, 1.5))
-    def time_passes(self, seconds: float) -> None:
-        """Both look at the clock when next they write: SQLite expires nothing while it reads."""
-        self.now += seconds
-        self.agree(lambda kv: kv.txn([], []))
 
     @rule(lease=LEASES)
     def keep_alive(self, lease: int) -> None:
@@ -130,7 +134,7 @@ class Lockstep(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Leave nothing behind."""
-        self.run(self.sqlite.close())
+        self.run(self.real.close())
         self.runner.close()
         shutil.rmtree(self.folder)
 
@@ -139,10 +143,47 @@ async def _grant(kv: KV, ttl_s: float) -> Lease:
     return await kv.grant(ttl_s)
 
 
-async def _first(kv: KV, within: Range, after: int) -> Changes:
+async def _first(kv: KV, within: Range, after: int) -> tuple[Entry, ...]:
     async with following(kv, within, after) as stream:
-        return await anext(stream)
+        return await next_entries(stream)
 
 
-TestLockstep = Lockstep.TestCase
-TestLockstep.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+class SqliteLockstep(Lockstep):
+    """The fake and SQLite, which share a clock."""
+
+    async def opened(self) -> KV:
+        """A file of its own for each run."""
+        return await SqliteKV.open(self.folder / "kv.db", clock=lambda: self.now)
+
+    @rule(seconds=st.floats(0, 1.5))
+    def time_passes(self, seconds: float) -> None:
+        """Both look at the clock when next they write: SQLite expires nothing while it reads."""
+        self.now += seconds
+        self.agree(lambda kv: kv.txn([], []))
+
+
+class EtcdLockstep(Lockstep):
+    """The fake and etcd, of which no time passes."""
+
+    leases_s = (600, 700, 800)
+    etcd: Etcd
+
+    async def opened(self) -> KV:
+        """A prefix of its own for each run."""
+        kv = EtcdKV(Access(self.etcd.endpoints), keyspace())
+        return FromNow(kv, (await kv.read([])).revision)
+
+
+_SETTINGS = settings(max_examples=25, stateful_step_count=30, deadline=None)
+
+
+def test_the_fake_and_sqlite_agree() -> None:
+    """Whatever is asked of both, they answer the same."""
+    run_state_machine_as_test(SqliteLockstep, settings=_SETTINGS)
+
+
+@pytest.mark.slow
+def test_the_fake_and_etcd_agree(etcd: Etcd) -> None:
+    """Whatever is asked of both, they answer the same, but for leases that end by themselves."""
+    EtcdLockstep.etcd = etcd
+    run_state_machine_as_test(EtcdLockstep, settings=_SETTINGS)

@@ -11,6 +11,7 @@ from pathlib import Path
 from node import keys
 from node.blobs import SessionId
 from node.digest import Digest
+from node.kv import Range
 from node.manifest import Manifest, parse_manifest
 from node.records import BlobRecord, UploadSession
 from node.wire import codec
@@ -22,6 +23,14 @@ def entries(site: Site) -> dict[bytes, bytes]:
     """Every key of the site's KV with its value, of one moment; the site may be running."""
     with closing(sqlite3.connect(f"file:{site.metadata}?mode=ro", uri=True)) as connection:
         return dict(connection.execute("SELECT key, value FROM rows").fetchall())
+
+
+def remove(site: Site, *within: Range) -> int:
+    """Remove keys from a stopped site, as a fault of its disk or a mistake might; how many."""
+    with closing(sqlite3.connect(site.metadata)) as connection, connection:
+        bounds = [(one.start, one.end) for one in within]
+        delete = "DELETE FROM rows WHERE key >= ? AND key < ?"
+        return connection.executemany(delete, bounds).rowcount
 
 
 def sessions(held: Mapping[bytes, bytes]) -> set[SessionId]:
@@ -40,14 +49,16 @@ def files(site: Site) -> set[Path]:
     return {path.relative_to(site.blobs) for path in site.blobs.rglob("*")}
 
 
-def check(site: Site) -> State:
+def check(site: Site, held: Mapping[bytes, bytes] | None = None) -> State:
     """See that a stopped site is sound: its metadata, and every blob's bytes.
+
+    `held` is what stands in its KV where that is not a file of its own.
 
     Raises:
         Violation: The metadata is not.
         AssertionError: A record names a copy that is not there or has other bytes.
     """
-    held = entries(site)
+    held = entries(site) if held is None else held
 
     def manifest_of(digest: Digest) -> Manifest:
         record = codec.decode_blob(held[keys.blob(digest)])

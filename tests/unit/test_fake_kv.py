@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from node import keys
 from node.errors import MetadataUnavailable
-from node.kv import Absent, Failed, Ok, Op, Put, Unknown, prefix
-from tests.fake_kv import Crash, Fault, MemoryKV, once
+from node.kv import Absent, Delete, DeleteRange, Failed, Ok, Op, Put, Unknown, prefix
+from node.reference import Repository, Tag
+from tests.fake_kv import Crash, Fault, MemoryKV, RegisterRemoved, once
 from tests.kv_calls import commit, following, get, next_entries
 
+TAG_KEY = keys.tag(Repository("app"), Tag("v1"))
 OPS: list[Op] = [Put(b"a", b"1"), Put(b"o/op", b"")]
 
 
@@ -47,6 +50,19 @@ async def test_a_caller_may_die_on_either_side(applied: bool) -> None:
     with pytest.raises(Killed):
         await kv.txn([], OPS)
     assert bool(kv.entries()) is applied
+
+
+@pytest.mark.parametrize(
+    "op", [Delete(TAG_KEY), DeleteRange(b"T/", b"T0"), DeleteRange(b"", b"\xff")]
+)
+async def test_no_register_is_removed(op: Op) -> None:
+    """A delete that forgets what it deleted is found by every suite that runs over this KV."""
+    kv = MemoryKV()
+    await commit(kv, Put(TAG_KEY, b""), Put(b"l/other", b""))
+    with pytest.raises(RegisterRemoved):
+        await kv.txn([], [op])
+    assert len(kv.entries()) == 2
+    await commit(kv, Delete(b"l/other"))
 
 
 async def test_a_store_that_is_down_refuses_everything() -> None:

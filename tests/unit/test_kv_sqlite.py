@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import shutil
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
@@ -373,3 +374,21 @@ async def test_the_writer_survives_whatever_fails_before_a_commit(
                 await kv.txn([], [Put(b"k", b"1")])
     async with asyncio.timeout(30):
         assert isinstance(await kv.txn([], [Put(b"k", b"2")]), Ok)
+
+
+@pytest.mark.parametrize("instead", [False, True], ids=["nothing instead", "a copy instead"])
+async def test_a_file_that_was_moved_takes_no_writes(
+    kv: SqliteKV, path: Path, tmp_path: Path, *, instead: bool
+) -> None:
+    """What would be lost is refused, and no file is made; back in its place it goes on."""
+    assert isinstance(await kv.txn([], [Put(b"k", b"1")]), Ok)
+    moved = tmp_path / "moved.db"
+    await asyncio.to_thread(path.rename, moved)
+    if instead:
+        await asyncio.to_thread(shutil.copy, moved, path)
+    for _ in range(2):
+        with pytest.raises(MetadataUnavailable, match=r"its file|another file"):
+            await kv.txn([], [Put(b"k", b"2")])
+    assert await asyncio.to_thread(path.exists) is instead
+    await asyncio.to_thread(moved.rename, path)
+    assert isinstance(await kv.txn([], [Put(b"k", b"3")]), Ok)
