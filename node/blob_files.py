@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, ParamSpec, Self, TypeVar
 
 from node.blob_folders import BlobFolders, piece_name
-from node.blobs import Generation, OpenBlob, Piece, SessionId, Usage
+from node.blobs import Copy, Generation, OpenBlob, Piece, SessionId, Usage
 from node.digest import Algorithm, Digest, Verifier
 from node.errors import RegistryError, StorageFailed
 
@@ -92,6 +92,10 @@ class FileBlobs:
         """See BlobStore."""
         return await self._run(self._folders.publish, session, pieces, digest)
 
+    async def sessions(self) -> Sequence[SessionId]:
+        """See BlobStore."""
+        return await self._run(self._folders.sessions)
+
     async def abort(self, session: SessionId) -> None:
         """See BlobStore."""
         await self._run(self._folders.remove, session)
@@ -108,6 +112,18 @@ class FileBlobs:
     async def delete(self, digest: Digest, generation: Generation) -> None:
         """See BlobStore."""
         await self._run(self._folders.delete, digest, generation)
+
+    async def generations(self, digest: Digest) -> Sequence[Generation]:
+        """See BlobStore."""
+        return await self._run(self._folders.generations, digest)
+
+    async def missing(self, copies: Sequence[Copy]) -> Sequence[Copy]:
+        """See BlobStore."""
+        return await self._run(self._folders.missing, copies)
+
+    async def reuse(self, session: SessionId, digest: Digest, generation: Generation) -> Piece:
+        """See BlobStore."""
+        return await self._run(self._folders.reuse, session, digest, generation)
 
     async def usage(self) -> Usage:
         """See BlobStore."""

@@ -26,18 +26,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from node.blobs import Generation, Piece, SessionId, Usage
+from node.blob_bytes import copy_all, write_all
+from node.blobs import Copy, Generation, Piece, SessionId, Usage
 from node.digest import Algorithm, Digest, Verifier
 from node.errors import BlobDamaged, StorageFailed, StorageFull, UploadUnknown
 
 # Seams: tests trace and fail them.
 _fsync = os.fsync
 _rename = os.rename
-_copy_file_range = os.copy_file_range
+_link = os.link
 
 _READ_BYTES: Final = 1 << 20
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-_NO_KERNEL_COPY: Final = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+# A filesystem without hard links, or one that allows no more to this file.
+_NO_LINK: Final = frozenset({errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP})
 _SAFE_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _PIECE_NAME: Final = re.compile(r"([0-9]{1,9})-[0-9a-f]{16}")
 # A writer of another process may add a file while a session is removed; it fails at its next byte.
@@ -98,7 +100,7 @@ class BlobFolders:
         with self._own_words(), _gone_means(UploadUnknown(session)):
             descriptor = _create(path) if begins else os.open(path, os.O_WRONLY | os.O_APPEND)
             with _closing(descriptor):
-                _write_all(descriptor, chunks)
+                write_all(descriptor, chunks)
 
     def drop(self, session: SessionId, name: str) -> None:
         """Remove a piece; one that is gone is no error."""
@@ -153,7 +155,8 @@ class BlobFolders:
                 self._rename(source, target, session)
             except UploadUnknown:
                 # Perhaps renamed already, by a process that died before it could say so.
-                if not self._stands(digest, Generation(session), pieces):
+                size = sum(piece.length for piece in pieces)
+                if not self._has(digest, Generation(session), size):
                     raise
                 target = self._copy(digest, Generation(session))
             # If this fails the name stays: nobody will name it, and what another process may
@@ -165,13 +168,12 @@ class BlobFolders:
         """The pieces as one synced file."""
         return self._trim(session, pieces[0]) if len(pieces) == 1 else self._join(session, pieces)
 
-    def _stands(self, digest: Digest, generation: Generation, pieces: Sequence[Piece]) -> bool:
-        """Whether a copy of the pieces' length has that name."""
+    def _has(self, digest: Digest, generation: Generation, size: int) -> bool:
+        """Whether a copy of that length has that name."""
         try:
-            found = self._copy(digest, generation).stat()
+            return self._copy(digest, generation).stat().st_size == size
         except (BlobDamaged, FileNotFoundError):
             return False
-        return found.st_size == sum(piece.length for piece in pieces)
 
     def _rename(self, source: Path, target: Path, session: SessionId) -> None:
         try:
@@ -180,6 +182,15 @@ class BlobFolders:
             if source.exists():  # then it is the store's own folder that is missing
                 raise
             raise UploadUnknown(session) from err
+
+    def sessions(self) -> list[SessionId]:
+        """The sessions that have a folder."""
+        with self._own_words(), os.scandir(self._uploads) as found:
+            return [
+                SessionId(one.name)
+                for one in found
+                if _SAFE_NAME.fullmatch(one.name) and one.is_dir(follow_symlinks=False)
+            ]
 
     def remove(self, session: SessionId) -> None:
         """Remove a session's folder with all that is in it."""
@@ -209,6 +220,46 @@ class BlobFolders:
         """Remove a copy; one that is gone is no error."""
         with self._own_words():
             self._copy(digest, generation).unlink(missing_ok=True)
+
+    def generations(self, digest: Digest) -> list[Generation]:
+        """The copies that stand of a digest.
+
+        It reads the folder that the digest shares with a 256th of all copies: 0.3 ms where there
+        are 100,000, 3 ms where there are a million.
+        """
+        start, shelf = f"{digest.hex}.", self._root / digest.algorithm / digest.hex[:2]
+        with self._own_words(), os.scandir(shelf) as found:
+            names = [one.name.removeprefix(start) for one in found if one.name.startswith(start)]
+        return [Generation(name) for name in names if _SAFE_NAME.fullmatch(name)]
+
+    def missing(self, copies: Sequence[Copy]) -> list[Copy]:
+        """The copies that have no file of their length."""
+        with self._own_words():
+            return [one for one in copies if not self._has(one.digest, one.generation, one.size)]
+
+    def reuse(self, session: SessionId, digest: Digest, generation: Generation) -> Piece:
+        """Make a copy's file the first piece of a session too: by a hard link, or a second file.
+
+        Nothing writes to a copy, and a piece of its full length is not cut when it is published.
+
+        Raises:
+            BlobDamaged: There is no such copy.
+            StorageFull, StorageFailed: The disk refused.
+        """
+        name = piece_name(0)
+        piece = self._piece(session, name)
+        with self._own_words(), _closing(self.open(digest, generation)) as source:
+            length = os.fstat(source).st_size
+            with _gone_means(BlobDamaged(str(digest))):
+                piece.parent.mkdir(0o750, exist_ok=True)
+                try:
+                    _link(self._copy(digest, generation), piece)
+                except OSError as err:
+                    if err.errno not in _NO_LINK:
+                        raise
+                    with _closing(_create(piece)) as target:
+                        copy_all(source, target, length)
+        return Piece(name, length)
 
     def usage(self) -> Usage:
         """The filesystem's size, and what is free to us of it, in bytes."""
@@ -287,11 +338,15 @@ class BlobFolders:
     def _join(self, session: SessionId, pieces: Sequence[Piece]) -> Path:
         """Copy the recorded bytes of all pieces, in order, into one synced file."""
         whole = self._session(session) / f"whole-{secrets.token_hex(8)}"
-        with _closing(_create(whole)) as target:
-            for piece in pieces:
-                with self._opened(session, piece, os.O_RDONLY) as source:
-                    _copy_all(source, target, piece.length)
-            _fsync(target)
+        try:
+            with _closing(_create(whole)) as target:
+                for piece in pieces:
+                    with self._opened(session, piece, os.O_RDONLY) as source:
+                        copy_all(source, target, piece.length)
+                _fsync(target)
+        except BaseException:
+            whole.unlink(missing_ok=True)  # on a full disk each attempt would leave another
+            raise
         return whole
 
 
@@ -334,39 +389,3 @@ def _gone_means(error: Exception) -> Iterator[None]:
         yield
     except FileNotFoundError as err:
         raise error from err
-
-
-def _write_all(descriptor: int, chunks: Sequence[bytes | memoryview]) -> None:
-    left = list(chunks)
-    while left:
-        written = os.writev(descriptor, left)
-        whole = 0
-        while whole < len(left) and written >= len(left[whole]):
-            written -= len(left[whole])
-            whole += 1
-        del left[:whole]
-        if left:
-            left[0] = memoryview(left[0])[written:]
-
-
-def _copy_all(source: int, target: int, length: int) -> None:
-    """Copy the next `length` bytes; in the kernel where the filesystem can."""
-    while length:
-        length -= _copy_in_kernel(source, target, length) or _copy_by_hand(source, target, length)
-
-
-def _copy_in_kernel(source: int, target: int, most: int) -> int:
-    try:
-        return _copy_file_range(source, target, most)
-    except OSError as err:
-        if err.errno not in _NO_KERNEL_COPY:
-            raise
-        return 0
-
-
-def _copy_by_hand(source: int, target: int, most: int) -> int:
-    content = os.read(source, min(most, _READ_BYTES))
-    if not content:
-        raise OSError(errno.EIO, "a piece became shorter while it was read")
-    _write_all(target, [content])
-    return len(content)

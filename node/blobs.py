@@ -34,6 +34,15 @@ class Piece:
     length: int
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A copy that a record names: of which blob, which one, and how many bytes long."""
+
+    digest: Digest
+    generation: Generation
+    size: int
+
+
 class PieceWriter(Protocol):
     """Takes one request body; made by `BlobStore.piece`.
 
@@ -138,6 +147,14 @@ class BlobStore(Protocol):
         """
         ...
 
+    async def sessions(self) -> Sequence[SessionId]:
+        """The sessions of which anything is stored now, in no order.
+
+        Raises:
+            StorageFailed: The store can't be read.
+        """
+        ...
+
     async def abort(self, session: SessionId) -> None:
         """Remove all that is left of a session; an unknown one is no error."""
         ...
@@ -152,6 +169,33 @@ class BlobStore(Protocol):
 
     async def delete(self, digest: Digest, generation: Generation) -> None:
         """Remove a copy that no record names any more; one that is gone is no error."""
+        ...
+
+    async def generations(self, digest: Digest) -> Sequence[Generation]:
+        """The copies of a digest that are stored now, named by a record or not, in no order.
+
+        Raises:
+            StorageFailed: The store can't be read.
+        """
+        ...
+
+    async def missing(self, copies: Sequence[Copy]) -> Sequence[Copy]:
+        """Those that are not stored, or not in their length; the bytes are not read.
+
+        Raises:
+            StorageFailed: The store can't be read.
+        """
+        ...
+
+    async def reuse(self, session: SessionId, digest: Digest, generation: Generation) -> Piece:
+        """Make the bytes of a copy, whatever they are, piece 0 of a session; the copy stays.
+
+        It takes no more space, where the store can do that.
+
+        Raises:
+            BlobDamaged: There is no such copy.
+            StorageFull, StorageFailed: There is no such piece.
+        """
         ...
 
     async def usage(self) -> Usage:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import zip_longest
-from typing import Final, NamedTuple
+from typing import Final
 
 from node import keys
 from node.blob_transactions import Copy, finish_upload
-from node.blobs import BlobStore, Generation, Piece, PieceWriter, SessionId
+from node.blobs import BlobStore, Generation, Piece, SessionId
 from node.content import Content
 from node.digest import Digest, Verifier
 from node.errors import (
@@ -29,44 +29,17 @@ from node.errors import (
     UploadOutOfOrder,
     UploadUnknown,
 )
-from node.kv import Delete, Entry, Failed, Guard, Modified, Ok, Put, Unknown, only
+from node.kv import Absent, Delete, Entry, Failed, Ok, Put, Unknown, only
 from node.records import UploadSession
 from node.reference import Repository
 from node.stamps import Decider
 from node.transaction import Transaction
+from node.upload import Hashes, Received, Upload, found_upload, nothing
 from node.wire import codec
 
-# Running hashes of open uploads; an upload beyond that is hashed again when it ends.
-_HASHES: Final = 1024
 _SESSION_TTL_MS: Final = 7 * 24 * 3600 * 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """An upload session as it stood when it was read or last written."""
-
-    session_id: SessionId
-    session: UploadSession
-    revision: int
-
-    @property
-    def repository(self) -> Repository:
-        """Where the blob will be visible."""
-        return self.session.repository
-
-    @property
-    def offset(self) -> int:
-        """The next byte."""
-        return self.session.offset
-
-
-class _Received(NamedTuple):
-    """A request's body in its piece; how it was cut; the hash up to its end, if it is known."""
-
-    writer: PieceWriter
-    piece: Piece
-    cut: BodyCut | None
-    verifier: Verifier | None
+# A member that ends takes a request with it; the next one makes the session.
+_BEGINNINGS: Final = 2
 
 
 class Uploads:
@@ -94,7 +67,7 @@ class Uploads:
         self._reserve_bytes = reserve_bytes
         # The hash of what this process wrote all of, and of just which pieces: two requests may
         # write at one offset, and only one of them becomes part of the session.
-        self._hashes: dict[SessionId, tuple[tuple[Piece, ...], Verifier]] = {}
+        self._hashes = Hashes()
 
     async def ensure_room(self) -> None:
         """Refuse to take more when the store is down to its reserve.
@@ -111,16 +84,22 @@ class Uploads:
 
         Raises:
             StorageFull: There is no room for more.
+            MetadataUnavailable: If it was made nevertheless, it only waits to expire.
         """
         await self.ensure_room()
         session_id = SessionId(self._new_id())
         expires_ms = self._clock_ms() + _SESSION_TTL_MS
         session = UploadSession(repository, (), expires_ms, target)
         key = keys.session(session_id)
-        outcome = await self._decider.kv.txn([], [Put(key, codec.encode_session(session))])
-        if isinstance(outcome, Ok):
-            return Upload(session_id, session, outcome.revision)
-        # The id is nobody's yet: if the session was made, it only waits to expire.
+        put = Put(key, codec.encode_session(session))
+        for _ in range(_BEGINNINGS):
+            outcome = await self._decider.kv.txn([Absent(key)], [put])
+            if isinstance(outcome, Ok):
+                return Upload(session_id, session, outcome.revision)
+            # Perhaps the reply was lost, and not the write; the id is nobody else's.
+            made = found_upload(session_id, (await self._decider.look([only(key)])).entry(key))
+            if made is not None:
+                return made
         raise MetadataUnavailable("the upload session could not be made")
 
     async def resume(self, repository: Repository, session_id: SessionId) -> Upload:
@@ -130,7 +109,7 @@ class Uploads:
             UploadUnknown: There is none of that id.
         """
         key = keys.session(session_id)
-        upload = _upload(session_id, (await self._decider.look([only(key)])).entry(key))
+        upload = found_upload(session_id, (await self._decider.look([only(key)])).entry(key))
         if upload is None or upload.repository != repository or self._is_over(upload):
             raise UploadUnknown(session_id)
         return upload
@@ -141,7 +120,7 @@ class Uploads:
     async def fetching(self) -> dict[Digest, Upload]:
         """The sessions by which replicators fetch, by what they fetch."""
         entries = (await self._decider.look([keys.SESSIONS])).entries(keys.SESSIONS)
-        uploads = [_upload(keys.session_id(entry.key), entry) for entry in entries]
+        uploads = [found_upload(keys.session_id(entry.key), entry) for entry in entries]
         return {
             upload.session.target: upload
             for upload in uploads
@@ -185,24 +164,26 @@ class Uploads:
             raise received.cut
         return grown
 
-    async def _keep(self, upload: Upload, received: _Received) -> Upload:
+    async def _keep(self, upload: Upload, received: Received) -> Upload:
         """Make what was received a part of the session, or leave nothing of it."""
         try:
             grown = await self._record(upload, received.piece)
         except UploadOutOfOrder:
-            await received.writer.drop()
+            # What stands of a fetch, whoever goes on with it may have taken into the session.
+            if upload.session.target is None:
+                await received.writer.drop()
             raise
         except UploadUnknown:
             await self._blobs.abort(upload.session_id)
             raise
         if received.verifier is not None:
-            self._remember(upload.session_id, grown.session.pieces, received.verifier)
+            self._hashes.keep(upload.session_id, grown.session.pieces, received.verifier)
         return grown
 
-    async def _receive(self, upload: Upload, body: AsyncIterator[bytes]) -> _Received:
+    async def _receive(self, upload: Upload, body: AsyncIterator[bytes]) -> Received:
         """Write a body to a piece of its own, hashed if all that came before was hashed here."""
         pieces = upload.session.pieces
-        verifier = self._known_hash(upload.session_id, pieces)
+        verifier = self._hashes.take(upload.session_id, pieces)
         writer = self._blobs.piece(upload.session_id, len(pieces), verifier)
         cut = None
         try:
@@ -211,7 +192,7 @@ class Uploads:
                     await writer.write(chunk)
             except BodyCut as err:
                 cut = err
-            return _Received(writer, await writer.seal(), cut, verifier)
+            return Received(writer, await writer.seal(), cut, verifier)
         except asyncio.CancelledError:
             # A replicator that stops leaves what it has fetched to `recover`.
             if upload.session.target is None:
@@ -220,18 +201,6 @@ class Uploads:
         except BaseException:
             await writer.drop()
             raise
-
-    def _known_hash(self, session_id: SessionId, pieces: tuple[Piece, ...]) -> Verifier | None:
-        """The running hash of just these pieces, taken out of memory; None if it is not known."""
-        hashed, verifier = self._hashes.pop(session_id, ((), Verifier()))
-        return verifier if hashed == pieces else None
-
-    def _remember(
-        self, session_id: SessionId, pieces: tuple[Piece, ...], verifier: Verifier
-    ) -> None:
-        while len(self._hashes) >= _HASHES:
-            self._hashes.pop(next(iter(self._hashes)))
-        self._hashes[session_id] = (pieces, verifier)
 
     async def _record(self, upload: Upload, piece: Piece) -> Upload:
         """Append the piece to the session, if the session is still as it was."""
@@ -243,12 +212,12 @@ class Uploads:
             expires_ms=self._clock_ms() + _SESSION_TTL_MS,
         )
         key = keys.session(upload.session_id)
-        guards = [_as_seen(upload)]
+        guards = [upload.guard]
         outcome = await self._decider.kv.txn(guards, [Put(key, codec.encode_session(session))])
         if isinstance(outcome, Ok):
             return Upload(upload.session_id, session, outcome.revision)
         entry = (await self._decider.look([only(key)])).entry(key)
-        now = _upload(upload.session_id, entry)
+        now = found_upload(upload.session_id, entry)
         if now is not None and now.session.pieces == session.pieces:
             return now  # the reply was lost, not the write
         if isinstance(outcome, Unknown):
@@ -268,36 +237,38 @@ class Uploads:
             DigestMismatch: The bytes are not what was promised; the session is gone.
             UploadOutOfOrder, UploadUnknown: Somebody else went on with, or ended, the session; or
                 its bytes were lost.
-            BodyCut: As the body raised it; the session has what came before.
+            BodyCut: As the body raised it; nothing of it was kept, so it may be sent again.
             StorageFull, StorageFailed: The store refused; after a failed sync the session is gone.
         """
         pieces = upload.session.pieces
         verifier: Verifier | None
         if body is not None or not pieces:
-            received = await self._receive(upload, _nothing() if body is None else body)
+            received = await self._receive(upload, nothing() if body is None else body)
             if received.cut is not None:
-                await self._keep(upload, received)
+                # oras sends a last request that broke once more as it was, and not its rest.
+                await received.writer.drop()
                 raise received.cut
             verifier = received.verifier
             pieces = (*pieces, received.piece) if received.piece.length or not pieces else pieces
         else:
-            verifier = self._known_hash(upload.session_id, pieces)
-        await self._verify(upload, pieces, digest, verifier)
+            verifier = self._hashes.take(upload.session_id, pieces)
         try:
-            copy = await self._publish(upload.session_id, pieces, digest)
-        except StorageFailed:
-            # A sync that failed is never tried again: the pages it lost would pass for written.
-            await self._give_up(upload)
-            await self._blobs.abort(upload.session_id)
+            await self._verify(upload, pieces, digest, verifier)
+            copy = await self._publish_once(upload, pieces, digest)
+        except UploadUnknown:
+            await self._forget_rest(upload)
             raise
         await self._settle(upload, digest, copy)
 
+    async def _forget_rest(self, upload: Upload) -> None:
+        """Remove what came of a body after its session was over; of one that is not, nothing."""
+        within = only(keys.session(upload.session_id))
+        with suppress(MetadataUnavailable, StorageFailed):
+            if (await self._decider.look([within])).entry(within.start) is None:
+                await self._blobs.abort(upload.session_id)
+
     async def _verify(
-        self,
-        upload: Upload,
-        pieces: tuple[Piece, ...],
-        digest: Digest,
-        verifier: Verifier | None,
+        self, upload: Upload, pieces: tuple[Piece, ...], digest: Digest, verifier: Verifier | None
     ) -> None:
         if verifier is None or verifier.algorithm != digest.algorithm:
             try:
@@ -328,6 +299,17 @@ class Uploads:
         with suppress(UploadUnknown, UploadOutOfOrder, MetadataUnavailable):
             await self.abort(upload)
 
+    async def _publish_once(
+        self, upload: Upload, pieces: tuple[Piece, ...], digest: Digest
+    ) -> Copy:
+        try:
+            return await self._publish(upload.session_id, pieces, digest)
+        except StorageFailed:
+            # A sync that failed is never tried again: the pages it lost would pass for written.
+            await self._give_up(upload)
+            await self._blobs.abort(upload.session_id)
+            raise
+
     async def _publish(
         self, session_id: SessionId, pieces: tuple[Piece, ...], digest: Digest
     ) -> Copy:
@@ -340,7 +322,7 @@ class Uploads:
         damaged = await self._content.damaged(digest)
 
         def decision(txn: Transaction) -> bool:
-            now = _upload(upload.session_id, txn.seen.entry(ranges[0].start))
+            now = found_upload(upload.session_id, txn.seen.entry(ranges[0].start))
             if now is not None and now.revision != upload.revision:
                 raise UploadOutOfOrder(upload.session_id, now.offset)
             return finish_upload(txn, digest, copy, damaged, op)
@@ -348,7 +330,8 @@ class Uploads:
         await self._decider.decide(
             upload.repository, lambda: self._decider.look(ranges), decision, op
         )
-        await self.discard(digest, copy)
+        with suppress(MetadataUnavailable, StorageFailed):  # what is done is done
+            await self.discard(digest, copy)
 
     async def abort(self, upload: Upload) -> None:
         """End the session and forget its bytes.
@@ -358,11 +341,11 @@ class Uploads:
             UploadOutOfOrder: Somebody else has added to it meanwhile.
         """
         outcome = await self._decider.kv.txn(
-            [_as_seen(upload)], [Delete(keys.session(upload.session_id))]
+            [upload.guard], [Delete(keys.session(upload.session_id))]
         )
         match outcome:
             case Ok():
-                self._hashes.pop(upload.session_id, None)
+                self._hashes.forget(upload.session_id)
                 await self._blobs.abort(upload.session_id)
             case Failed(found=(None, *_)):
                 raise UploadUnknown(upload.session_id)
@@ -415,23 +398,3 @@ class Uploads:
         outcome = await self._decider.kv.txn([], [Delete(keys.session(copy.session))])
         if isinstance(outcome, Ok):
             await self.discard(digest, copy)
-
-
-def _upload(session_id: SessionId, entry: Entry | None) -> Upload | None:
-    if entry is None:
-        return None
-    return Upload(session_id, codec.decode_session(entry.value), entry.modified)
-
-
-def _as_seen(upload: Upload) -> Guard:
-    return Modified(keys.session(upload.session_id), upload.revision)
-
-
-async def _nothing() -> AsyncIterator[bytes]:
-    return
-    yield b""
-
-
-async def once(content: bytes) -> AsyncIterator[bytes]:
-    """Content that is in memory, as a body."""
-    yield content

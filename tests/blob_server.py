@@ -1,4 +1,4 @@
-"""A server of blobs in a thread with a loop of its own, and plain sockets to be its clients."""
+"""A server of blobs in a thread with a loop of its own, and sockets to be its clients."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,6 +65,7 @@ class Server:
         self.memory = MemoryBlobs()
         self.port = 0
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.trusting: ssl.SSLContext | None = None
         self._stall_s = stall_s
         self._ready = threading.Event()
         self._end = asyncio.Event()
@@ -128,16 +130,25 @@ class Server:
         return response
 
 
+@dataclass(frozen=True, slots=True)
+class TlsEnds:
+    """What a server and its clients need for TLS."""
+
+    listening: ssl.SSLContext
+    trusting: ssl.SSLContext
+
+
 @contextmanager
 def running(
-    loop: str, root: Path | None, *, tls: ssl.SSLContext | None = None, stall_s: float = 10
+    loop: str, root: Path | None, *, tls: TlsEnds | None = None, stall_s: float = 10
 ) -> Iterator[Server]:
     """A server on a free port of the loopback, in a thread."""
     server = Server(stall_s)
+    server.trusting = tls.trusting if tls else None
 
     def run() -> None:
         with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
-            runner.run(server.serve(root, tls))
+            runner.run(server.serve(root, tls.listening if tls else None))
 
     with ThreadPoolExecutor(1) as thread:
         served = thread.submit(run)
@@ -150,20 +161,22 @@ def running(
 
 
 def connect(server: Server, *, window: int = 0) -> socket.socket:
-    """A plain connection; `window` keeps what the kernel takes in for it small."""
+    """A connection; `window` keeps what the kernel takes in for it small."""
     connection = socket.socket()
     connection.settimeout(10)
     if window:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
     connection.connect(("127.0.0.1", server.port))
-    return connection
+    if server.trusting is None:
+        return connection
+    return server.trusting.wrap_socket(connection, server_hostname="127.0.0.1")
 
 
 @contextmanager
 def client(server: Server) -> Iterator[http.client.HTTPConnection]:
     """A client that goes on with one connection, and fails if it has to make a second."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-    connection.connect()
+    connection.sock = connect(server)
     connection.auto_open = 0
     try:
         yield connection

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from node.blobs import Generation, Piece, SessionId, Usage
+from node.blobs import Copy, Generation, Piece, SessionId, Usage
 from node.digest import Algorithm, Digest, Verifier
 from node.errors import BlobDamaged, RegistryError, StorageFull, UploadUnknown
 
@@ -119,6 +119,11 @@ class MemoryBlobs:
         self.faults.strike(Call.PUBLISHED)
         return generation
 
+    async def sessions(self) -> Sequence[SessionId]:
+        """See BlobStore."""
+        await asyncio.sleep(0)
+        return list(self._pieces)
+
     async def abort(self, session: SessionId) -> None:
         """See BlobStore."""
         await asyncio.sleep(0)
@@ -136,6 +141,26 @@ class MemoryBlobs:
         """See BlobStore."""
         await asyncio.sleep(0)
         self.copies.pop((digest, generation), None)
+
+    async def generations(self, digest: Digest) -> Sequence[Generation]:
+        """See BlobStore."""
+        await asyncio.sleep(0)
+        return [generation for stored, generation in self.copies if stored == digest]
+
+    async def missing(self, copies: Sequence[Copy]) -> Sequence[Copy]:
+        """See BlobStore."""
+        await asyncio.sleep(0)
+        stored = {one: len(content) for one, content in self.copies.items()}
+        return [one for one in copies if stored.get((one.digest, one.generation)) != one.size]
+
+    async def reuse(self, session: SessionId, digest: Digest, generation: Generation) -> Piece:
+        """See BlobStore; here it takes space."""
+        await asyncio.sleep(0)
+        if (content := self.copies.get((digest, generation))) is None:
+            raise BlobDamaged(str(digest))
+        name = f"0-{next(self._nonces):016x}"
+        self._append(session, name, content, begins=True)
+        return Piece(name, len(content))
 
     async def usage(self) -> Usage:
         """See BlobStore."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from node import blob_folders
+from node import blob_bytes, blob_folders
 from node.blob_files import FileBlobs
 from node.blobs import Generation, Piece, SessionId
 from node.digest import Algorithm, Digest
@@ -57,10 +58,11 @@ async def opened(root: Path) -> AsyncIterator[FileBlobs]:
 
 @pytest.fixture
 def trace(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was synced and renamed, in order: names as they were at that moment."""
+    """What was synced and renamed, in order and in threads: names as they were at that moment."""
     calls: list[str] = []
 
     def fsync(descriptor: int) -> None:
+        assert threading.current_thread() is not threading.main_thread()
         calls.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
         os.fsync(descriptor)
 
@@ -73,8 +75,9 @@ def trace(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
+@pytest.mark.parametrize("row", ["H9"])
 async def test_one_piece_is_synced_then_renamed_then_its_folder_is_synced(
-    files: FileBlobs, trace: list[str]
+    files: FileBlobs, trace: list[str], row: str
 ) -> None:
     """The order that no crash can turn into a name with other bytes (RELIABILITY 4)."""
     digest, generation = await put(files, LARGE)
@@ -84,7 +87,10 @@ async def test_one_piece_is_synced_then_renamed_then_its_folder_is_synced(
     assert trace == [f"fsync {source}", f"rename {source} {target}", f"fsync {digest.hex[:2]}"]
 
 
-async def test_several_pieces_keep_the_same_order(files: FileBlobs, trace: list[str]) -> None:
+@pytest.mark.parametrize("row", ["H9"])
+async def test_several_pieces_keep_the_same_order(
+    files: FileBlobs, trace: list[str], row: str
+) -> None:
     """The joined file is synced before its rename, the folder after it; no piece needs to be."""
     pieces = [await put_piece(files, SESSION, n, LARGE) for n in range(2)]
     digest = Digest.of(LARGE * 2)
@@ -112,6 +118,7 @@ async def test_a_failed_sync_publishes_nothing_and_is_not_tried_again(
         await files.publish(SESSION, written, Digest.of(b"content" * pieces))
     assert len(calls) == 1
     assert names_below(tmp_path / "blobs" / "sha256") == []
+    assert len(names_below(tmp_path / "blobs" / "uploads")) == pieces, "nor is it joined in vain"
 
 
 async def test_a_failed_sync_of_the_folder_is_a_failure(
@@ -195,7 +202,7 @@ async def test_pieces_are_joined_where_the_kernel_cannot_copy(
             raise OSError(answer, os.strerror(answer))
         return 0
 
-    monkeypatch.setattr(blob_folders, "_copy_file_range", refuse)
+    monkeypatch.setattr(blob_bytes, "_copy_file_range", refuse)
     pieces = [await put_piece(files, SESSION, n, LARGE) for n in range(2)]
     digest = Digest.of(LARGE * 2)
     assert (
@@ -361,3 +368,21 @@ async def test_nothing_stays_open(files: FileBlobs) -> None:
             async with asyncio.timeout(0):
                 await files.open(digest, generation)
     await eventually(lambda: open_descriptors() <= before, 5, "all descriptors are closed")
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["linked", "copied"])
+async def test_a_reused_copy_is_the_same_file_where_links_are_taken(
+    files: FileBlobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    """It takes no space then; a filesystem that takes no links gets a second file."""
+
+    def refuse(_source: Path, _target: Path) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    if refused:
+        monkeypatch.setattr(blob_folders, "_link", refuse)
+    digest, first = await put(files, LARGE)
+    second = await files.publish(OTHER, [await files.reuse(OTHER, digest, first)], digest)
+    names = (tmp_path / "blobs").rglob(f"{digest.hex}.*")
+    assert len({path.stat().st_ino for path in names}) == (2 if refused else 1)
+    assert await content_of(files, digest, second) == LARGE
