@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Final
 
@@ -13,10 +14,13 @@ from gateway.answers import Answer
 from gateway.routes import Target
 from node import keys
 from node.config_models import Peer
+from node.config_values import Address
+from node.errors import MetadataUnavailable, PeerUnknown, RequestInvalid
 from node.kv import KV, only
 from node.records import SiteRecord
-from node.replication_status import peers_status
+from node.replication_status import ask_to_compare, peers_status
 from node.telemetry import VERSION
+from node.weather import Weather
 
 _JSON: Final = {"Content-Type": "application/json", "Cache-Control": "no-store"}
 
@@ -24,14 +28,29 @@ _JSON: Final = {"Content-Type": "application/json", "Cache-Control": "no-store"}
 class Admin:
     """The handlers."""
 
-    def __init__(self, record: SiteRecord, kv: KV, peers: Sequence[Peer]) -> None:
+    def __init__(
+        self,
+        record: SiteRecord,
+        kv: KV,
+        peers: Sequence[Peer],
+        health: Sequence[Address],
+        weather: Weather,
+    ) -> None:
         self._record = record
         self._kv = kv
+        self._weather = weather
         self._peers = tuple(peers)
+        self._health = [str(address) for address in health]
 
     async def site(self, _request: web.BaseRequest, _target: Target) -> Answer:
-        """Which site this is, in which life, and how far its metadata has come."""
-        revision = (await self._kv.read([only(keys.SITE)])).revision
+        """Which site this is, in which life, how far its metadata has come, where to watch it.
+
+        Who asks what is wrong with its store gets an answer also where that has no majority, and
+        where it answers nobody: then its revision is null.
+        """
+        revision: int | None = None
+        with suppress(MetadataUnavailable):
+            revision = (await self._kv.read([only(keys.SITE)], may_be_stale=True)).revision
         return _json(
             {
                 "site": self._record.name,
@@ -39,6 +58,8 @@ class Admin:
                 "version": VERSION,
                 "revision": revision,
                 "peers": [peer.site for peer in self._peers],
+                "health": self._health,
+                "store": self._weather.report,
             }
         )
 
@@ -47,6 +68,21 @@ class Admin:
         statuses = await peers_status(self._kv, self._peers)
         return _json({"peers": [asdict(status) for status in statuses]})
 
+    async def reconcile(self, _request: web.BaseRequest, target: Target) -> Answer:
+        """Have a peer compared with at once, or all applied anew that it has (`full=true`).
 
-def _json(content: object) -> Answer:
-    return Answer(200, _JSON, json.dumps(content).encode())
+        The answer is 202: the comparison is done when the peer's `compared` has at least the
+        `revision` of the answer, or says why there is none.
+        """
+        followed = tuple(peer.site for peer in self._peers if peer.follow)
+        if target.name not in followed:
+            raise PeerUnknown(target.name, followed)
+        full = target.parameter("full") or "false"
+        if full not in {"true", "false"}:
+            raise RequestInvalid("full: true or false")
+        revision = await ask_to_compare(self._kv, target.name, full=full == "true")
+        return _json({"site": target.name, "revision": revision}, 202)
+
+
+def _json(content: object, status: int = 200) -> Answer:
+    return Answer(status, _JSON, json.dumps(content).encode())

@@ -16,11 +16,8 @@ from node import keys
 from node.change import Change
 from node.keys import Name
 from node.kv import Entry
-from node.wire import codec, feed_codec
-from node.wire.feed_codec import MESSAGE_BYTES
+from node.wire import feed_codec
 
-# What else a message holds: the name, the batch, and the lengths of all of them.
-_AROUND_BYTES: Final = 64 << 10
 # Beyond that there is nothing to learn from another line, and the memory is not for it.
 _NAMED: Final = 10_000
 
@@ -37,7 +34,7 @@ class Registers:
         """The change that an entry is, if it is one that is wanted and that peers can take."""
         try:
             name = keys.parse_register(entry.key)
-            return None if name is None or not wanted(name) else _change(name, entry)
+            return None if name is None or not wanted(name) else feed_codec.read_entry(name, entry)
         except ValueError as err:
             self._name(entry.key, str(err))
             return None
@@ -48,13 +45,3 @@ class Registers:
         self._named.add(key)
         shown = key.decode(errors="backslashreplace")
         _log.error("a register is left out of the feed", register=shown, reason=reason)
-
-
-def _change(name: Name, entry: Entry) -> Change:
-    if keys.register(name) != entry.key:
-        raise ValueError("no register has this key")
-    if len(entry.value) > MESSAGE_BYTES - _AROUND_BYTES:
-        raise ValueError("it is larger than a message")
-    register = codec.decode_register(entry.value)
-    feed_codec.check_register(name, register)
-    return Change(name, register, entry.modified)

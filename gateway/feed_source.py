@@ -8,9 +8,9 @@ after it (RELIABILITY 3.3).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager
-from typing import Final, TypeVar
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from contextlib import aclosing
+from typing import Final
 
 from gateway.feed_batches import Cut, Planned, batches, by_revision, one_by_one, plan
 from gateway.feed_registers import Registers
@@ -20,15 +20,14 @@ from node.change import Change
 from node.digest import Digest
 from node.errors import BlobDamaged, BlobUnknown, StorageFailed
 from node.globs import Filter
-from node.keys import ManifestName, Name, TagName
-from node.kv import Compacted, Entry, Range, only
+from node.keys import Name
+from node.kv import Compacted, Entry, Range, following, only
 from node.records import Cursor
 from node.reference import Repository
+from node.roots import passes
 from node.site import Site
 from node.transaction import Seen
 from node.wire.feed_codec import BATCH_CHANGES, Batch
-
-T = TypeVar("T")
 
 # A read of changes that brought fewer brought all there was, so its revision is the newest.
 _MORE_COME: Final = BATCH_CHANGES // 2
@@ -45,22 +44,29 @@ class FeedSource:
     async def changes(self, cursor: Cursor) -> AsyncGenerator[Batch, None]:
         """Batches after a cursor, for ever; a cursor that can't be gone on from means a scan.
 
+        So does time, where the KV may lose what it should tell (`Site.rescan_s`).
+
         Raises:
             MetadataUnavailable: The KV went away.
         """
         after = cursor.revision if cursor.incarnation == self._site.record.incarnation else 0
+        clock = asyncio.get_running_loop().time
         while True:
+            again = clock() + self._site.rescan_s
             if not after:
                 async with aclosing(self._scan([keys.REPLICATED])) as scan:
                     async for batch in scan:
                         after = batch.revision
                         yield batch
             try:
-                async with aclosing(self._follow(after)) as following:
-                    async for batch in following:
+                async with aclosing(self._follow(after)) as news:
+                    async for batch in news:
                         yield batch
+                        if clock() >= again:
+                            break
             except Compacted:
-                after = 0
+                pass
+            after = 0
 
     def repository(self, name: Repository) -> AsyncGenerator[Batch, None]:
         """A scan of one repository: its manifests, then its tags.
@@ -89,8 +95,8 @@ class FeedSource:
         yield Batch(self._site.record.incarnation, (), noted, False, noted)
 
     async def _follow(self, after: int) -> AsyncGenerator[Batch, None]:
-        async with _closing(self._site.kv.changes(keys.REPLICATED, after)) as following:
-            async for news in following:
+        async with following(self._site.kv, keys.REPLICATED, after) as stream:
+            async for news in stream:
                 more = len(news.entries) >= _MORE_COME
                 head = await self._newest() if more else news.revision
                 last = Cut((), after)
@@ -136,11 +142,7 @@ class FeedSource:
                 yield change
 
     def _passes(self, name: Name) -> bool:
-        match name:
-            case ManifestName(repository=repository):
-                return all(wanted.takes(repository) for wanted in self._filters)
-            case TagName(repository=repository, tag=tag):
-                return all(wanted.takes(repository, tag) for wanted in self._filters)
+        return passes(name, self._filters)
 
     async def _batch(self, cut: Cut, head: int, *, scanning: bool = False) -> Batch:
         changes = await self._with_bodies(cut.planned)
@@ -174,13 +176,3 @@ def _readable(seen: Seen, repository: Repository, digest: Digest) -> bool:
         return visible(seen, repository, digest) is not None
     except ValueError:
         return False  # its record is damaged, and the other digests' are not
-
-
-@asynccontextmanager
-async def _closing(iterator: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
-    """Close an iterator at the end, if it has anything to close."""
-    try:
-        yield iterator
-    finally:
-        if isinstance(iterator, AsyncGenerator):
-            await iterator.aclose()

@@ -18,13 +18,18 @@ from gateway.answers import Answer, Renderer
 from gateway.auth import Peers
 from gateway.counts import Counts
 from gateway.errors import render, render_unknown
+from gateway.fitness import Fitness
+from gateway.incoming import check_framing
 from gateway.routes import Endpoint, Target, endpoint_of, parse_target
-from node.errors import RegistryError
+from node.errors import BodyCut, RegistryError, TooManyRequests
 
 _NOTHING: Final = "none"
 _READS: Final = frozenset({"GET", "HEAD"})
 # The steps of an upload write nothing that anybody sees; its end is the line.
 _STEPS: Final = frozenset({Endpoint.START_UPLOAD, Endpoint.APPEND_UPLOAD})
+
+# Of a path in the log: one may have 64 KiB.
+_SHOWN: Final = 1000
 
 Handler: TypeAlias = Callable[[web.BaseRequest, Target], Awaitable[Answer | web.StreamResponse]]
 
@@ -34,8 +39,10 @@ _log = structlog.stdlib.get_logger(__name__)
 class Gate:
     """Answers requests.
 
-    `public_url` is what the registry is called outside, or nothing; `new_id` makes ids by which a
-    failure is found in the log.
+    `most` requests are under way at once, and more get 429 (G12).  `public_url` is what the
+    registry is called outside, or nothing; `new_id` makes ids by which a failure is found in the
+    log.  While `fitness` says that the site can't serve, nothing is handled but the question of how
+    it is.
     """
 
     def __init__(
@@ -44,8 +51,10 @@ class Gate:
         peers: Peers,
         renderer: Renderer,
         counts: Counts,
+        fitness: Fitness,
         *,
         public_url: str,
+        most: int,
         stopping: asyncio.Event,
         new_id: Callable[[], str],
     ) -> None:
@@ -54,21 +63,26 @@ class Gate:
         self._peers = peers
         self._renderer = renderer
         self._counts = counts
+        self._fitness = fitness
         self._stopping = stopping
+        self._most = most
+        self._under_way = 0
         self._new_id = new_id
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """The response to any request whatever; while the process drains, its connection's last."""
         began = time.monotonic()
         endpoint: Endpoint | None = None
+        target: Target | None = None
         error: Exception | None = None
         try:
+            check_framing(request)
             self._peers.verify(request.headers)
             target = parse_target(request.raw_path)
             endpoint = endpoint_of(request.method, target)
-            answer = await self._handlers[endpoint](request, target)
+            answer = await self._handle(endpoint, request, target)
         except RegistryError as err:
-            path = self._public_url + request.raw_path.partition("?")[0]
+            path = self._public_url + (target.path if target is not None else "")
             answer, error = render(err, path), err
         except ConnectionError:
             raise  # the client left; aiohttp ends the connection
@@ -76,7 +90,7 @@ class Gate:
             answer, error = render_unknown(), err
         if error is not None and request.writer.output_size:
             # It had begun: cutting the connection is the only way left to say that it failed.
-            _log.error("response cut", path=request.raw_path, exc_info=error)
+            _log.error("response cut", path=request.raw_path[:_SHOWN], exc_info=error)
             raise ConnectionResetError from error
         duration_s = time.monotonic() - began
         self._counts.add(endpoint or _NOTHING, answer.status, duration_s)
@@ -84,12 +98,26 @@ class Gate:
             answer = self._report(request, answer, error)
         elif request.method not in _READS and endpoint not in _STEPS:
             _log.info("request", **_said(request, answer), duration_s=round(duration_s, 4))
-        return self._response(request, answer)
+        last = self._stopping.is_set() or _leaves_a_body(request, error)
+        return self._response(request, answer, last=last)
+
+    async def _handle(
+        self, endpoint: Endpoint, request: web.BaseRequest, target: Target
+    ) -> Answer | web.StreamResponse:
+        # Who asks what is wrong is told so, of all requests just then.
+        if endpoint is not Endpoint.SHOW_SITE:
+            self._fitness.require()
+        if self._under_way >= self._most:
+            raise TooManyRequests(self._most)
+        self._under_way += 1
+        try:
+            return await self._handlers[endpoint](request, target)
+        finally:
+            self._under_way -= 1
 
     def _response(
-        self, request: web.BaseRequest, answer: Answer | web.StreamResponse
+        self, request: web.BaseRequest, answer: Answer | web.StreamResponse, *, last: bool
     ) -> web.StreamResponse:
-        last = self._stopping.is_set()
         if isinstance(answer, Answer):
             sent = len(answer.body)
             response: web.StreamResponse = self._renderer.response(answer, close=last)
@@ -122,10 +150,20 @@ class Gate:
         return answer
 
 
+def _leaves_a_body(request: web.BaseRequest, error: Exception | None) -> bool:
+    """Whether what comes next on the connection may be a body's rest or a request: nobody knows.
+
+    A client that was not told to continue may leave its body out (RFC 9110 10.1.1); what follows a
+    CONNECT is the tunnel's.
+    """
+    unasked = "Expect" in request.headers and not request.content.is_eof()
+    return unasked or request.method == "CONNECT" or isinstance(error, BodyCut)
+
+
 def _said(request: web.BaseRequest, answer: Answer | web.StreamResponse) -> dict[str, object]:
     return {
         "method": request.method,
-        "path": request.raw_path,
+        "path": request.raw_path[:_SHOWN],
         "status": answer.status,
         "remote": request.remote,
     }

@@ -7,13 +7,16 @@ outside: that survives every proxy (PROTOCOL G6, G9).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 from urllib.parse import urlencode
 
+from multidict import CIMultiDictProxy
+
+from node.condition import ANY, Condition
 from node.digest import Digest
 from node.errors import PageInvalid
-from node.reference import Repository
+from node.reference import Reference, Repository
 
 # On every response, errors too. G1: old clients know a registry by its version.
 ALWAYS: Final = {"Docker-Distribution-API-Version": "registry/2.0", "Server": "entrepot"}
@@ -59,13 +62,35 @@ def etag(digest: Digest) -> str:
     return f'"{digest}"'
 
 
-def matches(if_none_match: str | None, digest: Digest) -> bool:
-    """Whether the client has the content already: quoted, bare, weak, in a list, or `*` (MG7)."""
-    if if_none_match is None:
-        return False
-    return any(
-        tag.strip().removeprefix("W/").strip('"') in {"*", str(digest)}
-        for tag in if_none_match.split(",")
+def matches(if_none_match: Iterable[str], digest: Digest) -> bool:
+    """Whether the client has the content already: quoted, bare, weak, in a list, or `*` (MG7).
+
+    Each item is a line of the header; there may be several (H8).
+    """
+    return not _entity_tags(if_none_match).isdisjoint({ANY, str(digest)})
+
+
+def matches_strongly(if_match: Iterable[str], tag: str) -> bool:
+    """Whether an If-Match lets this entity tag pass: as `matches`, but weak ones never do."""
+    return not _entity_tags(if_match, weak=False).isdisjoint({ANY, tag})
+
+
+def parse_condition(headers: CIMultiDictProxy[str], reference: Reference) -> Condition | None:
+    """What a request makes its condition by If-Match and If-None-Match; None if it has none.
+
+    A weak tag never matches where content has to be the same (RFC 9110 13.1.1).
+    """
+    wanted, unwanted = headers.getall("If-Match", ()), headers.getall("If-None-Match", ())
+    if not wanted and not unwanted:
+        return None
+    strong = _entity_tags(wanted, weak=False) if wanted else None
+    return Condition(reference, strong, _entity_tags(unwanted))
+
+
+def _entity_tags(lines: Iterable[str], *, weak: bool = True) -> frozenset[str]:
+    tags = [tag.strip() for line in lines for tag in line.split(",")]
+    return frozenset(
+        tag.removeprefix("W/").strip('"') for tag in tags if weak or not tag.startswith("W/")
     )
 
 

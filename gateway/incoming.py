@@ -1,7 +1,7 @@
 """A request's body as it comes in: streamed, bounded in time, honest about being cut.
 
 Nothing is read before somebody iterates, so a request that is refused at once never sees
-`100 Continue` (G17).  What ends early, for whatever reason, ends in `BodyCut`.
+`100 Continue` (G17).  What ends early, for whatever reason, ends in a `BodyCut`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,15 @@ from typing import Final, Self
 
 from aiohttp import web
 
-from node.errors import BodyCut, ManifestTooLarge, SizeMismatch
+from node.errors import BodyBroken, BodyStalled, ManifestTooLarge, NoRoom, SizeMismatch
 
 # A client that sends nothing for this long has left without saying so.
 IDLE_S: Final = 60.0
+# A manifest of 4 MiB over a line of half a megabit a second.
+WHOLE_S: Final = 120.0
+ROOM_BYTES: Final = 64 << 20
+# A file's offset has 63 bits; aiohttp takes the largest number of 64 for "no body".
+_MOST_BYTES: Final = 2**63 - 1
 
 
 class Incoming:
@@ -40,7 +45,8 @@ class Incoming:
         """The next bytes.
 
         Raises:
-            BodyCut: The client left, stalled, or broke the framing.
+            BodyBroken: The client left, or broke the framing.
+            BodyStalled: It has sent nothing for `idle_s` seconds.
             SizeMismatch: It was not the promised number of bytes.
         """
         chunk = await self._next()
@@ -62,9 +68,10 @@ class Incoming:
                 await self._ask()
             async with asyncio.timeout(self._idle_s):
                 return await content.readany()
+        except TimeoutError as err:
+            raise BodyStalled(self._received) from err
         except (OSError, web.RequestPayloadError) as err:
-            # OSError: the connection was lost, or (TimeoutError) nothing came.
-            raise BodyCut(self._received) from err
+            raise BodyBroken(self._received) from err
 
     def _rest(self) -> bytes:
         """What had arrived of a body before it broke off, and then the error."""
@@ -73,7 +80,7 @@ class Incoming:
         # aiohttp shuts the front door on what it holds as soon as there is an exception.
         rest = content.read_nowait() if err is None else content._read_nowait(-1)  # noqa: SLF001
         if not rest:
-            raise BodyCut(self._received) from err
+            raise BodyBroken(self._received) from err
         return rest
 
     async def _ask(self) -> None:
@@ -84,18 +91,59 @@ class Incoming:
         writer.output_size = 0
 
 
-async def read_manifest(request: web.BaseRequest, limit_bytes: int) -> bytes:
-    """The whole of a small body, with or without a length.
+def check_framing(request: web.BaseRequest) -> None:
+    """Refuse a body of which the parser and we, or a proxy, would read different bytes.
 
     Raises:
-        ManifestTooLarge: It is over the limit; no more of it was read.
-        BodyCut: It did not come whole.
+        BodyBroken: It has another transfer coding than `chunked`, or a length that no body has.
     """
-    if (request.content_length or 0) > limit_bytes:
-        raise ManifestTooLarge(limit_bytes)
-    body = bytearray()
-    async for chunk in Incoming(request):
-        body += chunk
-        if len(body) > limit_bytes:
-            raise ManifestTooLarge(limit_bytes)
-    return bytes(body)
+    coding = request.headers.get("Transfer-Encoding")
+    if coding is not None and coding.lower() != "chunked":
+        raise BodyBroken(0)
+    if request.content_length is not None and request.content_length > _MOST_BYTES:
+        raise BodyBroken(0)
+
+
+class SmallBodies:
+    """Reads bodies that are held in memory, such as manifests; one for all requests of a process.
+
+    Each has at most `limit_bytes`, and all that come in at one moment `room_bytes`: clients that
+    begin many and end none take no more.  Each has to be whole within `whole_s` seconds.
+    """
+
+    def __init__(
+        self, limit_bytes: int, *, room_bytes: int = ROOM_BYTES, whole_s: float = WHOLE_S
+    ) -> None:
+        self._limit_bytes = limit_bytes
+        self._room_bytes = max(room_bytes, limit_bytes)
+        self._whole_s = whole_s
+        self._held_bytes = 0
+
+    async def read(self, request: web.BaseRequest) -> bytes:
+        """The whole of a body, with or without a length.
+
+        Raises:
+            ManifestTooLarge: It is over the limit; no more of it was read.
+            NoRoom: The bodies of others take all that there is.
+            BodyBroken, BodyStalled: It did not come whole.
+        """
+        if (request.content_length or 0) > self._limit_bytes:
+            raise ManifestTooLarge(self._limit_bytes)
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._whole_s):
+                async for chunk in Incoming(request):
+                    body += chunk
+                    self._held_bytes += len(chunk)
+                    self._check(len(body))
+        except TimeoutError as err:
+            raise BodyStalled(len(body)) from err
+        finally:
+            self._held_bytes -= len(body)
+        return bytes(body)
+
+    def _check(self, size: int) -> None:
+        if size > self._limit_bytes:
+            raise ManifestTooLarge(self._limit_bytes)
+        if self._held_bytes > self._room_bytes:
+            raise NoRoom(self._room_bytes)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from aiohttp import web
 
 from gateway.answers import Answer
-from gateway.headers import etag, manifest_path, matches
-from gateway.incoming import read_manifest
+from gateway.headers import etag, manifest_path, parse_condition
+from gateway.incoming import SmallBodies
 from gateway.registry import Registry
 from gateway.routes import Target
 from node.digest import Digest
-from node.errors import ManifestUnknown, TagInvalid
+from node.errors import ManifestUnknown, TagInvalid, TooManyTags
 from node.metadata import Resolved
-from node.reference import Reference, parse_reference, parse_tag
+from node.reference import Reference, Tag, parse_reference, parse_tag
+from node.tag_transactions import MAX_TAGS
 
 
 class Manifests:
@@ -21,29 +22,34 @@ class Manifests:
     def __init__(self, registry: Registry, public_url: str) -> None:
         self._registry = registry
         self._public_url = public_url
+        self._bodies = SmallBodies(registry.manifest_bytes)
 
     async def get(self, request: web.BaseRequest, target: Target) -> Answer:
         """end-3: the stored bytes, whatever Accept says (MG8)."""
-        resolved, body = await self._registry.get_manifest(target.repository, _known(target))
+        reference = _known(target)
+        resolved, body = await self._registry.get_manifest(target.repository, reference)
         headers = _headers(resolved)
-        if matches(request.headers.get("If-None-Match"), resolved.digest):
-            return Answer(304, headers)
+        if (condition := parse_condition(request.headers, reference)) is not None:
+            condition.require_wanted(resolved.digest)
+            if not condition.allows(resolved.digest):
+                return Answer(304, headers)
         # aiohttp leaves the body out of the answer to HEAD and keeps its length.
         return Answer(200, headers, body)
 
     async def put(self, request: web.BaseRequest, target: Target) -> Answer:
-        """end-7: 201 once it is durable."""
+        """end-7: 201 once it is durable; 412 if it has a condition that fails (MP17)."""
         repository, reference = target.repository, parse_reference(target.last)
         by_digest = isinstance(reference, Digest)
         # MP7: all tags are checked before anything is stored; next to a tag they mean nothing.
-        tags = [parse_tag(tag) for tag in target.parameters("tag")] if by_digest else []
-        body = await read_manifest(request, self._registry.manifest_bytes)
+        tags = _tags(target) if by_digest else []
+        body = await self._bodies.read(request)
         stored = await self._registry.put_manifest(
             repository,
             reference,
             body,
             content_type=request.headers.get("Content-Type"),
             extra_tags=tags,
+            condition=parse_condition(request.headers, reference),
         )
         headers = {
             "Location": self._public_url + manifest_path(repository, stored.digest),
@@ -52,13 +58,29 @@ class Manifests:
         if stored.subject is not None:
             headers["OCI-Subject"] = str(stored.subject)
         if tags:
-            headers["OCI-Tag"] = ", ".join(dict.fromkeys(tags))
+            headers["OCI-Tag"] = ", ".join(tags)
         return Answer(201, headers)
 
-    async def delete(self, _request: web.BaseRequest, target: Target) -> Answer:
-        """end-9: 202, and gone at once."""
-        await self._registry.delete_manifest(target.repository, _known(target))
+    async def delete(self, request: web.BaseRequest, target: Target) -> Answer:
+        """end-9: 202, and gone at once; 412 if it has a condition that fails."""
+        reference = _known(target)
+        await self._registry.delete_manifest(
+            target.repository, reference, condition=parse_condition(request.headers, reference)
+        )
         return Answer(202, {})
+
+
+def _tags(target: Target) -> list[Tag]:
+    """The tags that a push by digest names, each once.
+
+    Raises:
+        TagInvalid: One of them is none.
+        TooManyTags: They are more than are taken at once.
+    """
+    tags = list(dict.fromkeys(parse_tag(tag) for tag in target.parameters("tag")))
+    if len(tags) > MAX_TAGS:
+        raise TooManyTags(MAX_TAGS)
+    return tags
 
 
 def _known(target: Target) -> Reference:

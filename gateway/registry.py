@@ -6,17 +6,20 @@ together: a manifest's body is blob, its visibility is metadata.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
 
 from node.blob_transactions import VisibleBlob
 from node.blobs import OpenBlob, SessionId
+from node.condition import Condition
+from node.conflicts import Conflict
 from node.content import Content
 from node.digest import Algorithm, Digest
 from node.errors import (
@@ -27,6 +30,7 @@ from node.errors import (
     ManifestInvalid,
     ManifestUnknown,
     NotFound,
+    Unavailable,
     Unsupported,
     UploadUnknown,
 )
@@ -34,9 +38,12 @@ from node.manifest import Manifest, parse_manifest
 from node.manifest_transactions import Push
 from node.metadata import Metadata, Resolved
 from node.reference import Reference, Repository, Tag
-from node.uploads import Upload, Uploads
+from node.upload import Upload
+from node.uploads import Uploads
 
 _CACHE_BYTES: Final = 16 << 20
+# A manifest of more takes milliseconds to be read.
+_LARGE_BYTES: Final = 256 << 10
 # What comes from a client and is none of our ids need not reach the KV.
 _SESSION_ID: Final = re.compile(r"[0-9a-zA-Z-]{1,64}")
 
@@ -147,6 +154,7 @@ class Registry:
         *,
         content_type: str | None,
         extra_tags: Sequence[Tag] = (),
+        condition: Condition | None = None,
         actor: str = "",
     ) -> Stored:
         """Store a manifest under its digest, and under its tags if it has any; durable on return.
@@ -156,19 +164,18 @@ class Registry:
         Raises:
             ManifestInvalid: It is none that is stored here.
             DigestMismatch: It is not what the reference says it is.
+            PreconditionFailed: The reference shows something else than the condition asks for.
             ManifestReferencesUnknown: The repository lacks what it refers to.
         """
         self._require_writable()
-        if isinstance(reference, Digest):
-            digest = Digest.of(body, reference.algorithm)
-            if digest != reference:
-                raise DigestMismatch(str(reference), str(digest))
-            tags = tuple(dict.fromkeys(extra_tags))
+        if len(body) > _LARGE_BYTES:
+            # In a thread, so that others are served meanwhile.
+            read = await asyncio.to_thread(_read, body, reference, content_type)
         else:
-            digest = Digest.of(body, Algorithm.SHA256)
-            tags = (reference,)
-        manifest = parse_manifest(body, content_type)
-        push = Push(repository, digest, len(body), manifest, tags, self._new_id(), actor)
+            read = _read(body, reference, content_type)
+        digest, manifest = read
+        tags = tuple(dict.fromkeys(extra_tags)) if isinstance(reference, Digest) else (reference,)
+        push = Push(repository, digest, len(body), manifest, tags, self._new_id(), actor, condition)
         await self._commit(push, body)
         self._bodies.put(digest, body)
         return Stored(digest, None if manifest.subject is None else manifest.subject.digest)
@@ -184,25 +191,49 @@ class Registry:
         try:
             await self._metadata.commit(push, copy, damaged)
         except (InvalidRequest, NotFound):
-            await self._uploads.withdraw(push.digest, copy)
+            with suppress(Unavailable):
+                await self._uploads.withdraw(push.digest, copy)
             raise
-        await self._uploads.discard(push.digest, copy)
+        with suppress(Unavailable):  # what is done is done
+            await self._uploads.discard(push.digest, copy)
+
+    async def resolve_conflict(self, conflict: Conflict, digest: Digest, actor: str = "") -> None:
+        """Let a tag show one live manifest, as if it were pushed, in place of all that was seen.
+
+        Raises:
+            ConflictChanged: The tag has other siblings by now.
+            ManifestUnknown: The manifest is not live in the repository.
+            Unsupported: The site is read-only.
+        """
+        self._require_writable()
+        repository, tags = conflict.repository, (conflict.tag,)
+        resolved, body = await self.get_manifest(repository, digest)
+        manifest = await asyncio.to_thread(parse_manifest, body, resolved.media_type)
+        push = Push(repository, digest, len(body), manifest, tags, self._new_id(), actor)
+        await self._metadata.commit(replace(push, resolves=conflict.dots))
 
     async def delete_manifest(
-        self, repository: Repository, reference: Reference, actor: str = ""
+        self,
+        repository: Repository,
+        reference: Reference,
+        actor: str = "",
+        condition: Condition | None = None,
     ) -> None:
         """A tag goes alone; a digest goes with all of its tags.
 
         Raises:
             ManifestUnknown: There is none.
+            PreconditionFailed: It shows something else than the condition asks for.
             InUse: A live index needs it.
             Unsupported: The site keeps everything.
         """
         self._require_deletes()
         if not isinstance(reference, Digest):
-            await self._metadata.delete_tag(repository, reference, actor)
+            await self._metadata.delete_tag(repository, reference, actor, condition)
         else:
             manifest = await self._parsed(repository, reference)
+            if condition is not None:
+                condition.require(reference)  # a digest shows itself, or is unknown
             await self._metadata.delete_manifest(repository, reference, manifest, actor)
 
     async def _parsed(self, repository: Repository, digest: Digest) -> Manifest | None:
@@ -338,3 +369,13 @@ class Registry:
         self._require_writable()
         if not self._rules.deletes:
             raise Unsupported("this site does not delete", ("GET", "HEAD"))
+
+
+def _read(body: bytes, reference: Reference, content_type: str | None) -> tuple[Digest, Manifest]:
+    """A manifest that is put under a reference: its digest, and what it says."""
+    if not isinstance(reference, Digest):
+        return Digest.of(body, Algorithm.SHA256), parse_manifest(body, content_type, pushed=True)
+    digest = Digest.of(body, reference.algorithm)
+    if digest != reference:
+        raise DigestMismatch(str(reference), str(digest))
+    return digest, parse_manifest(body, content_type, pushed=True)

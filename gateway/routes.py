@@ -38,8 +38,16 @@ class Endpoint(StrEnum):
     GET_UPLOAD = "get-upload"  # end-13
     CANCEL_UPLOAD = "cancel-upload"  # end-14
     LIST_REPOSITORIES = "list-repositories"
+    PING_V1 = "ping-v1"
+    SEARCH = "search"
     SHOW_SITE = "show-site"
     SHOW_PEERS = "show-peers"
+    RECONCILE = "reconcile"
+    SHOW_IMAGE = "show-image"
+    LIST_PARKED = "list-parked"
+    SHOW_OPENAPI = "show-openapi"
+    LIST_CONFLICTS = "list-conflicts"
+    RESOLVE_CONFLICT = "resolve-conflict"
 
 
 class Resource(StrEnum):
@@ -49,8 +57,16 @@ class Resource(StrEnum):
     TO_PING = "/v2"
     PING = "/v2/"
     CATALOG = "/v2/_catalog"
+    PING_V1 = "/v1/_ping"
+    SEARCH = "/v1/search"
     SITE = "/api/v1/site"
     PEERS = "/api/v1/peers"
+    IMAGES = "/api/v1/images"
+    PARKED = "/api/v1/parked"
+    OPENAPI = "/api/v1/openapi.json"
+    CONFLICTS = "/api/v1/conflicts"
+    RESOLVE = "/api/v1/conflicts/resolve"
+    RECONCILE = "reconcile"
     MANIFEST = "manifests"
     BLOB = "blobs"
     UPLOADS = "uploads"
@@ -68,8 +84,16 @@ TABLE: Final[Mapping[Resource, Mapping[str, Endpoint]]] = {
     Resource.TO_PING: _read(Endpoint.TO_PING),
     Resource.PING: _read(Endpoint.PING),
     Resource.CATALOG: _read(Endpoint.LIST_REPOSITORIES),
+    Resource.PING_V1: _read(Endpoint.PING_V1),
+    Resource.SEARCH: _read(Endpoint.SEARCH),
     Resource.SITE: _read(Endpoint.SHOW_SITE),
     Resource.PEERS: _read(Endpoint.SHOW_PEERS),
+    Resource.RECONCILE: {"POST": Endpoint.RECONCILE},
+    Resource.IMAGES: _read(Endpoint.SHOW_IMAGE),
+    Resource.PARKED: _read(Endpoint.LIST_PARKED),
+    Resource.OPENAPI: _read(Endpoint.SHOW_OPENAPI),
+    Resource.CONFLICTS: _read(Endpoint.LIST_CONFLICTS),
+    Resource.RESOLVE: {"POST": Endpoint.RESOLVE_CONFLICT},
     Resource.MANIFEST: {
         **_read(Endpoint.GET_MANIFEST),
         "PUT": Endpoint.PUT_MANIFEST,
@@ -156,9 +180,12 @@ def parse_target(raw: str) -> Target:
         path = "/" + rest.partition("/")[2]
     if path in _FIXED:
         return Target(Resource(path), path, query)
-    if not path.startswith("/v2/"):
+    if path.startswith("/v2/"):
+        return _parse_named(path, query)
+    peer = path.removeprefix(f"{Resource.PEERS}/").removesuffix("/reconcile")
+    if path != f"{Resource.PEERS}/{peer}/reconcile":
         raise EndpointUnknown(path)
-    return _parse_named(path, query)
+    return Target(Resource.RECONCILE, path, query, _decoded(peer))
 
 
 def _parse_named(path: str, query: str) -> Target:

@@ -27,7 +27,7 @@ from node.errors import (
     UploadOutOfOrder,
 )
 from node.reference import Repository, parse_repository
-from node.uploads import Upload
+from node.upload import Upload
 
 _EMPTY = frozenset({Digest.of(b"", algorithm) for algorithm in Algorithm})
 

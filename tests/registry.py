@@ -12,14 +12,16 @@ from itertools import count
 from typing import Any, Final
 
 import aiohttp
-from multidict import CIMultiDictProxy
+from multidict import CIMultiDict, CIMultiDictProxy
 from prometheus_client import CollectorRegistry
 from yarl import URL
 
 from gateway.answers import Renderer
 from gateway.app import handlers
 from gateway.auth import Peers
+from gateway.connection import Limits
 from gateway.counts import Counts
+from gateway.fitness import Fitness
 from gateway.gate import Gate
 from gateway.headers import ALWAYS
 from gateway.server import HttpServer
@@ -28,6 +30,8 @@ from node.digest import Digest
 from node.manifest import OCI_INDEX, OCI_MANIFEST
 from node.records import SiteRecord
 from node.site import Site, assembled
+from node.telemetry import Metrics
+from node.weather import Weather
 from tests.clock import Clock
 from tests.fake_blobs import MemoryBlobs
 from tests.fake_kv import MemoryKV
@@ -72,6 +76,12 @@ def index(*manifests: bytes, **more: object) -> bytes:
     ).encode()
 
 
+async def chunked(*chunks: bytes) -> AsyncIterator[bytes]:
+    """A body that is sent without a length."""
+    for chunk in chunks:
+        yield chunk
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What came back."""
@@ -91,18 +101,20 @@ class Reply:
 
 
 @dataclass(slots=True)
-class Served:
-    """A registry that answers on a port."""
+class Client:
+    """Asks a registry that answers on a port; `repository` is where a test puts things.
 
-    site: Site
-    kv: MemoryKV
-    blobs: MemoryBlobs
+    Where `others` answer for it too, each request and each connection goes to the next of them all.
+    """
+
     port: int
-    stopping: asyncio.Event
-    clock: Clock
-    new_id: Callable[[], str]
-    metrics: CollectorRegistry
     client: aiohttp.ClientSession
+    repository: str = REPOSITORY
+    others: tuple[int, ...] = ()
+
+    def path(self, rest: str, repository: str = "") -> str:
+        """The path of something in a repository: `manifests/v1`, `blobs/uploads/`."""
+        return f"/v2/{repository or self.repository}/{rest}"
 
     async def ask(
         self,
@@ -112,63 +124,87 @@ class Served:
         headers: Mapping[str, str] | Sequence[tuple[str, str]] = (),
     ) -> Reply:
         """Send a request whose path goes out as it is written; a body without length is chunked."""
-        url = URL(f"http://127.0.0.1:{self.port}{path}", encoded=True)
+        url = URL(f"http://127.0.0.1:{self._turn()}{path}", encoded=True)
         # aiohttp frowns on large bytes, not on large files.
         data = io.BytesIO(body) if isinstance(body, bytes) and body else body
         async with self.client.request(
             method,
             url,
             data=data,
-            headers=dict(headers),
+            headers=CIMultiDict(headers),
             skip_auto_headers={"Content-Type"},
             allow_redirects=False,
         ) as answer:
             return Reply(answer.status, answer.headers, await answer.read())
 
-    async def push_blob(self, content: bytes, repository: str = REPOSITORY) -> str:
+    async def push_blob(self, content: bytes, repository: str = "") -> str:
         """Push a blob in one request, and return its digest."""
         digest = digest_of(content)
-        reply = await self.ask("POST", f"/v2/{repository}/blobs/uploads/?digest={digest}", content)
+        path = self.path(f"blobs/uploads/?digest={digest}", repository)
+        reply = await self.ask("POST", path, content)
         assert reply.status == 201, reply
         return digest
 
-    async def push_manifest(
-        self, body: bytes, reference: str = "", repository: str = REPOSITORY
-    ) -> str:
+    async def push_manifest(self, body: bytes, reference: str = "", repository: str = "") -> str:
         """Push a manifest by tag, or by its digest, and return its digest."""
         digest = digest_of(body)
         media_type = json.loads(body).get("mediaType", OCI_MANIFEST)
-        path = f"/v2/{repository}/manifests/{reference or digest}"
+        path = self.path(f"manifests/{reference or digest}", repository)
         reply = await self.ask("PUT", path, body, {"Content-Type": media_type})
         assert reply.status == 201, reply
         return digest
 
-    async def push_image(
-        self, tag: str = "v1", repository: str = REPOSITORY, **more: object
-    ) -> str:
+    async def push_image(self, tag: str = "v1", repository: str = "", **more: object) -> str:
         """Push an image of one layer, and return its digest."""
         for content in (CONFIG, LAYER):
             await self.push_blob(content, repository)
         return await self.push_manifest(image(LAYER, **more), tag, repository)
 
-    async def start_upload(self, repository: str = REPOSITORY) -> str:
+    async def start_upload(self, repository: str = "") -> str:
         """Begin an upload session, and return its location."""
-        reply = await self.ask("POST", f"/v2/{repository}/blobs/uploads/")
+        reply = await self.ask("POST", self.path("blobs/uploads/", repository))
         assert reply.status == 202, reply
         return reply.headers["Location"]
+
+    async def held(self, location: str) -> str:
+        """The range that an upload session says it holds."""
+        reply = await self.ask("GET", location)
+        assert reply.status == 204, reply
+        return reply.headers["Range"]
 
     @asynccontextmanager
     async def connected(
         self,
     ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
         """A bare connection, for what no client would send."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._turn())
         try:
             yield reader, writer
         finally:
             writer.close()
             with suppress(ConnectionError):
                 await writer.wait_closed()
+
+    def _turn(self) -> int:
+        """The port whose turn it is; then it is the next one's."""
+        port = self.port
+        self.port, *others = (*self.others, port)
+        self.others = tuple(others)
+        return port
+
+
+@dataclass(slots=True, kw_only=True)
+class Served(Client):
+    """A registry in this process, and what it stands on."""
+
+    site: Site
+    kv: MemoryKV
+    blobs: MemoryBlobs
+    stopping: asyncio.Event
+    clock: Clock
+    new_id: Callable[[], str]
+    metrics: CollectorRegistry
+    weather: Weather
 
 
 def _ids() -> Callable[[], str]:
@@ -178,11 +214,15 @@ def _ids() -> Callable[[], str]:
 
 @asynccontextmanager
 async def served(
-    config: Config | None = None, beside: Served | None = None
+    config: Config | None = None,
+    beside: Served | None = None,
+    limits: Limits | None = None,
+    fitness: Fitness | None = None,
 ) -> AsyncIterator[Served]:
     """Serve a registry on fakes with a configuration, but for its addresses.
 
-    With `beside`, it is another gateway of that one's site.
+    With `beside`, it is another gateway of that one's site; `limits` are its connections'; without
+    `fitness` it is always fit.
     """
     config = config or Config()
     if beside is None:
@@ -196,23 +236,37 @@ async def served(
     renderer, counts = Renderer(always), Counts()
     metrics = CollectorRegistry()
     metrics.register(counts)
+    weather = Weather(kv, Metrics("gateway"))
     gate = Gate(
-        handlers(config, site, always),
+        handlers(config, site, always, weather),
         Peers(config.peers),
         renderer,
         counts,
+        fitness or Fitness({}),
         public_url=config.http.public_url or "",
+        most=config.limits.requests,
         stopping=stopping,
         new_id=new_id,
     )
-    server = HttpServer(gate.answer, renderer)
+    server = HttpServer(gate.answer, renderer, limits)
     port = free_port()
     async with asyncio.TaskGroup() as group:
         reading = group.create_task(site.reads.run())
         try:
             await server.start({"http.listen[0]": Address("127.0.0.1", port)})
             async with aiohttp.ClientSession(auto_decompress=False) as client:
-                yield Served(site, kv, blobs, port, stopping, clock, new_id, metrics, client)
+                yield Served(
+                    port=port,
+                    client=client,
+                    site=site,
+                    kv=kv,
+                    blobs=blobs,
+                    stopping=stopping,
+                    clock=clock,
+                    new_id=new_id,
+                    metrics=metrics,
+                    weather=weather,
+                )
         finally:
             await server.stop()
             reading.cancel()

@@ -84,7 +84,7 @@ async def test_metadata_that_does_not_answer(registry: Served) -> None:
     """Without metadata every answer is 503 with a time to come back, but for the ping."""
     registry.kv.down = True
     reply = await registry.ask("GET", "/v2/team/app/manifests/v1")
-    assert (reply.status, reply.code) == (503, "UNKNOWN")
+    assert (reply.status, reply.code) == (503, "UNAVAILABLE")
     assert int(reply.headers["Retry-After"]) > 0
     assert (await registry.ask("GET", "/v2/")).status == 200
 
@@ -136,21 +136,6 @@ async def test_the_end_is_announced(registry: Served) -> None:
     assert (reply.status, reply.headers["Connection"]) == (200, "close")
 
 
-@pytest.mark.parametrize("row", ["G10"])
-async def test_headers_of_the_operator(row: str) -> None:
-    """Configured headers are on every answer: small, large, error, malformed."""
-    config = Config.model_validate({"http": {"headers": {"X-Content-Type-Options": "nosniff"}}})
-    async with served(config) as registry:
-        content = bytes(200_000)
-        await registry.push_blob(content)
-        for path in ("/v2/", "/v2/none/tags/list", f"/v2/team/app/blobs/{digest_of(content)}"):
-            reply = await registry.ask("GET", path)
-            assert reply.headers["X-Content-Type-Options"] == "nosniff"
-        async with registry.connected() as (reader, writer):
-            writer.write(b"?\r\n\r\n")
-            assert b"nosniff" in await reader.read()
-
-
 # --- routes
 
 
@@ -164,7 +149,7 @@ def test_every_endpoint_is_routed_and_handled() -> None:
 
 async def test_every_endpoint_has_a_handler(registry: Served) -> None:
     """No endpoint lacks a handler."""
-    assert set(handlers(Config(), registry.site, {})) == set(Endpoint)
+    assert set(handlers(Config(), registry.site, {}, registry.weather)) == set(Endpoint)
 
 
 SPECIFIED: Final = {
@@ -252,8 +237,8 @@ def test_content_range(text: str, chunk: tuple[int, int] | None) -> None:
 
 def test_none_match_of_nothing() -> None:
     """Without the header nothing is known."""
-    assert not matches(None, Digest.of(b""))
-    assert not matches("", Digest.of(b""))
+    assert not matches((), Digest.of(b""))
+    assert not matches([""], Digest.of(b""))
 
 
 @pytest.mark.parametrize("text", ["-1", "1.0", "x", " 1", "\u0663"])
@@ -331,13 +316,6 @@ def test_others_are_refused(peers: Peers, headers: dict[str, str]) -> None:
     """Who claims to be a peer and is not, or can't prove it, is refused."""
     with pytest.raises(Unauthenticated):
         peers.verify(headers)
-
-
-async def test_a_false_peer_gets_401(registry: Served) -> None:
-    """A false claim ends in 401 before anything is done."""
-    reply = await registry.ask("GET", "/v2/", headers={"Entrepot-Site": "oslo"})
-    assert (reply.status, reply.code) == (401, "UNAUTHORIZED")
-    assert reply.headers["WWW-Authenticate"]
 
 
 async def test_requests_are_counted(registry: Served) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 import pytest
+from aiohttp import web
 
-from gateway.incoming import Incoming
+from gateway.incoming import Incoming, SmallBodies
+from node.errors import RegistryError
+from tests.ports import free_port
 from tests.registry import LAYER, Served, digest_of, served
 from tests.waiting import eventually
 
@@ -97,7 +102,7 @@ async def test_a_client_that_stalls(registry: Served, monkeypatch: pytest.Monkey
     async with registry.connected() as (reader, writer):
         writer.write(f"PATCH {location} HTTP/1.1\r\n{SIZED}".encode() + LAYER[:400])
         answer = await reader.readuntil(b"}]}")
-        assert answer.split()[1] == b"400"
+        assert answer.split()[1] == b"408"
     assert await _held(registry, location) == "0-399"
 
 
@@ -127,3 +132,56 @@ async def test_broken_framing(registry: Served, when: str, broken: bytes) -> Non
     assert json.loads(body)["errors"][0]["code"] == "SIZE_INVALID"
     whole = b"first " + (b"hello" if b"hello" in broken else b"")
     assert await _held(registry, location) == f"0-{len(whole) - 1}"
+
+
+# --- bodies in memory
+
+
+@asynccontextmanager
+async def _reading(bodies: SmallBodies) -> AsyncIterator[str]:
+    """A server that reads each body and answers with its length, or with what was wrong."""
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        try:
+            return web.Response(text=str(len(await bodies.read(request))))
+        except RegistryError as err:
+            return web.Response(text=type(err).__name__)
+
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    yield f"127.0.0.1:{port}"
+    await runner.cleanup()
+
+
+async def _answer(address: str, length: int, body: bytes) -> str:
+    head = f"PUT / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+    reader, writer = await asyncio.open_connection(*address.split(":"))
+    try:
+        writer.write(head.encode() + body)
+        return (await reader.read()).rpartition(b"\r\n")[2].decode()
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_bodies_that_are_not_whole_take_no_more_than_there_is() -> None:
+    """Who begins many and ends none keeps others waiting, and the process small."""
+    bodies = SmallBodies(1_000, room_bytes=2_500)
+    async with _reading(bodies) as address, asyncio.TaskGroup() as group:
+        assert await _answer(address, 1_001, b"") == "ManifestTooLarge"
+        slow = [group.create_task(_answer(address, 1_000, b"x" * 999)) for _ in range(2)]
+        await eventually(lambda: bodies._held_bytes == 1_998, 10, "both are begun")
+        assert await _answer(address, 600, b"x" * 600) == "NoRoom"
+        assert await _answer(address, 500, b"x" * 500) == "500"
+        for task in slow:
+            task.cancel()
+        await eventually(lambda: bodies._held_bytes == 0, 10, "both are forgotten")
+        assert await _answer(address, 600, b"x" * 600) == "600"
+
+
+async def test_a_body_in_memory_has_to_come_in_time() -> None:
+    """A byte now and then keeps an upload going, and no manifest."""
+    async with _reading(SmallBodies(1_000, whole_s=0.2)) as address:
+        assert await _answer(address, 1_000, b"x" * 999) == "BodyStalled"

@@ -14,6 +14,7 @@ from node.errors import ManifestInvalid
 from node.manifest import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
+    MAX_NEEDS,
     OCI_ARTIFACT,
     OCI_INDEX,
     OCI_MANIFEST,
@@ -89,6 +90,7 @@ def test_an_index_needs_its_children(media_type: str) -> None:
         (_image(unknown={"deep": [1]}, annotations={"a": "b"}), None, OCI_MANIFEST),
         ({"schemaVersion": 2, "mediaType": OCI_ARTIFACT, "blobs": []}, None, OCI_ARTIFACT),
         ({"schemaVersion": 2, "mediaType": OCI_ARTIFACT}, OCI_ARTIFACT, OCI_ARTIFACT),
+        ({"mediaType": OCI_ARTIFACT}, OCI_ARTIFACT, OCI_ARTIFACT),
     ],
 )
 def test_a_type_is_said_or_found(document: object, content_type: str, media_type: str) -> None:
@@ -169,12 +171,40 @@ def test_what_is_no_manifest_is_refused(document: object, content_type: str | No
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"\xff\xfe{}", b"[" * 100_000, b'{"schemaVersion": NaN}', b"\x00", b"2" * 5000],
+    [
+        b"",
+        b"{",
+        b"\xff\xfe{}",
+        b"[" * 100_000,
+        b'{"schemaVersion": NaN}',
+        b"\x00",
+        b"2" * 5000,
+    ],
 )
 def test_what_is_no_json_is_refused(body: bytes) -> None:
     """V3: one JSON object in UTF-8, however hostile the rest."""
     with pytest.raises(ManifestInvalid):
         parse_manifest(body, OCI_MANIFEST)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_json_lacks_are_refused(value: str) -> None:
+    """V3: what only some parsers read is stored for none, wherever it stands."""
+    body = b'{"schemaVersion": 2, "manifests": [], "x": %s}'
+    parse_manifest(body % b"1", OCI_INDEX)
+    with pytest.raises(ManifestInvalid):
+        parse_manifest(body % value.encode(), OCI_INDEX)
+
+
+def test_a_manifest_refers_to_thousands_at_the_most() -> None:
+    """A limit of its own keeps one push from holding up all others."""
+    child = {"mediaType": OCI_MANIFEST, "size": 1}
+    children = [{**child, "digest": f"sha256:{n:064x}"} for n in range(MAX_NEEDS + 1)]
+    document = {"schemaVersion": 2, "manifests": children[:-1]}
+    assert len(parse_manifest(json.dumps(document).encode(), OCI_INDEX).children) == MAX_NEEDS
+    document["manifests"] = children
+    with pytest.raises(ManifestInvalid, match="more than 5000"):
+        parse_manifest(json.dumps(document).encode(), OCI_INDEX)
 
 
 _JSON = st.recursive(
@@ -202,3 +232,11 @@ def test_no_document_breaks_the_parser(document: object, content_type: str | Non
         _parse(document, content_type)
     except ManifestInvalid:
         return
+
+
+def test_what_was_taken_before_is_read_as_ever() -> None:
+    """A rule for what is pushed keeps nothing from being replicated, or deleted."""
+    twice = b'{"layers": [], ' + json.dumps(_image()).encode().removeprefix(b"{")
+    with pytest.raises(ManifestInvalid):
+        parse_manifest(twice, OCI_MANIFEST, pushed=True)
+    assert parse_manifest(twice, OCI_MANIFEST).media_type == OCI_MANIFEST

@@ -124,3 +124,9 @@ def test_any_header_gives_spans_inside_the_blob(header: str, size: int) -> None:
         return
     for span in spans or ():
         assert 0 <= span.first <= span.last < size
+
+
+def test_ranges_that_overlap_are_ignored() -> None:
+    """An answer holds a blob's bytes twice at the most, however often they are asked for (B7)."""
+    assert parse_range("bytes=0-99,0-99", 100) == (Span(0, 99), Span(0, 99))
+    assert parse_range("bytes=" + ",".join(["0-"] * 3), 100) is None
