@@ -16,22 +16,22 @@ from node.blob_transactions import standing
 from node.clearing import TAGS_AT_ONCE, clear
 from node.digest import Digest
 from node.kv import Ok, only
-from node.manifest import Descriptor, Manifest
+from node.manifest import Descriptor, Manifest, Needs
 from node.manifest_transactions import (
     apply_manifest,
     bury,
     keep_manifest,
-    missing,
-    needs_ranges,
-    parents,
+    needing,
+    parent_ranges,
 )
 from node.records import Pushed
+from node.reference_transactions import missing, needs_ranges, stage_range
 from node.register import Dot, Register
+from node.staging import Staging, TooLarge
 from node.stamps import Decider
 from node.tag_transactions import (
     apply_tag,
     digests,
-    is_live,
     manifest_range,
     register_at,
     sibling_ranges,
@@ -52,12 +52,12 @@ class HeldManifest:
     """What this site holds of a manifest.
 
     `manifest` is its parsed body, as far as whoever looked knew it; the lists of what is missing
-    are about that body.  `parents` are the live manifests here that refer to it.  `uncleared`: it
-    is dead, and its tags or references are still to be let go.
+    are about that body.  `parents` are the manifests here that need it, live or on their way.
+    `uncleared`: it is dead, and its tags or references are still to be let go.
     """
 
     register: Register[Pushed]
-    parents: frozenset[Digest]
+    parents: Mapping[Digest, Register[Pushed]]
     uncleared: bool
     body_here: bool
     manifest: Manifest | None
@@ -78,8 +78,9 @@ class HeldTag:
 class Replica:
     """One site's replicated names. `new_id` makes ids that are never used twice."""
 
-    def __init__(self, decider: Decider, *, new_id: Callable[[], str]) -> None:
+    def __init__(self, decider: Decider, staging: Staging, *, new_id: Callable[[], str]) -> None:
         self._decider = decider
+        self._staging = staging
         self._new_id = new_id
 
     # --- looking
@@ -95,28 +96,28 @@ class Replica:
         own = only(keys.reference(digest, repository, digest))
         tagged = keys.tags_of(repository, digest, TAGS_AT_ONCE)
         body = only(keys.blob(digest))
-        needs = [] if manifest is None else needs_ranges(repository, manifest)
+        listed = only(keys.repository(repository))
+        needs = [] if manifest is None else needs_ranges(repository, manifest.needs)
         seen = await self._decider.look(
-            [manifest_range(repository, digest), referring, own, tagged, body, *needs]
+            [manifest_range(repository, digest), referring, own, tagged, body, listed, *needs]
         )
-        more = [manifest_range(repository, p) for p in parents(seen, repository, digest)]
+        more = parent_ranges(seen, repository, digest)
         tags = [keys.tagged_name(entry.key) for entry in seen.entries(tagged)]
         more += [only(keys.tag(repository, tag)) for tag in tags]
         seen = seen.also(await self._decider.look(more))
         register = register_at(seen, keys.manifest(repository, digest))
-        blobs, children = ((), ()) if manifest is None else missing(seen, repository, manifest)
+        lacking = Needs() if manifest is None else missing(seen, repository, manifest.needs)
         return HeldManifest(
             register=register,
-            parents=frozenset(
-                parent
-                for parent in parents(seen, repository, digest)
-                if is_live(seen, repository, parent)
-            ),
+            parents={
+                parent: register_at(seen, keys.manifest(repository, parent))
+                for parent in needing(seen, repository, digest)
+            },
             uncleared=not register.live and bool(seen.entries(own) or seen.entries(tagged)),
             body_here=standing(seen, digest) is not None,
             manifest=manifest,
-            missing_blobs=blobs,
-            missing_children=children,
+            missing_blobs=lacking.blobs,
+            missing_children=lacking.children,
             seen=seen,
         )
 
@@ -150,7 +151,31 @@ class Replica:
         assert held.manifest is not None, "a manifest is applied with its body"
         txn = await self._decider.begin(held.seen, name.repository)
         apply_manifest(txn, name.digest, merged, held.manifest, self._new_id())
+        try:
+            self._staging.check(txn)
+        except TooLarge:
+            return await self._apply_staged(name, held, held.manifest, merged)
         return await self._land(txn)
+
+    async def _apply_staged(
+        self,
+        name: keys.ManifestName,
+        held: HeldManifest,
+        manifest: Manifest,
+        merged: Register[Pushed],
+    ) -> Landed:
+        repository, digest = name
+
+        async def final(token: int) -> Landed:
+            seen = held.seen.also(await self._decider.look([stage_range(repository, digest)]))
+            txn = await self._decider.begin(seen, repository)
+            apply_manifest(txn, digest, merged, manifest, self._new_id(), token=token)
+            landed = await self._land(txn)
+            if landed is Landed.STALE:
+                await self._staging.abandon(repository, digest, token)
+            return landed
+
+        return await self._staging.staged(repository, digest, manifest.needs, final, pushed=False)
 
     async def bury(
         self, name: keys.ManifestName, held: HeldManifest, merged: Register[Pushed]

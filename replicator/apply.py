@@ -9,6 +9,7 @@ caller, with all of its repository (RELIABILITY 6.3).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias, assert_never
 
@@ -21,6 +22,7 @@ from node.errors import (
     ManifestReferencesUnknown,
     PeerLied,
     PeerUnavailable,
+    RegistryError,
     StorageFailed,
     StorageFull,
 )
@@ -106,6 +108,14 @@ class Bodies(Protocol):
         """A body, verified, if the site has a sound copy of it."""
         ...
 
+    async def find(self, repository: Repository, digest: Digest) -> bytes | None:
+        """As `read`; of what only a file is left, that is made a blob, pinned in the repository.
+
+        Raises:
+            StorageFull, StorageFailed: The blob store can't take it, or can't be read.
+        """
+        ...
+
     async def store(self, repository: Repository, digest: Digest, body: bytes) -> None:
         """Make a verified body a blob of the site, pinned in the repository.
 
@@ -117,7 +127,9 @@ class Bodies(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """The change, and all that it says, is applied here, or was before."""
+    """The change, and all that it says, is applied here, or was `before`."""
+
+    before: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,33 +163,60 @@ class _Work:
 
 
 class Apply:
-    """Applies the changes of one source at one site; concurrency is the caller's."""
+    """Applies the changes of one source at one site; concurrency is the caller's.
 
-    def __init__(self, replica: Replica, source: Source, blobs: Blobs, bodies: Bodies) -> None:
+    Without `deletes` the site keeps what the source deletes.
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        source: Source,
+        blobs: Blobs,
+        bodies: Bodies,
+        *,
+        deletes: bool = True,
+    ) -> None:
         self._replica = replica
         self._source = source
         self._blobs = blobs
         self._bodies = bodies
+        self._deletes = deletes
 
-    async def apply(self, change: Change) -> Result:
+    async def apply(self, change: Change, body: Manifest | None = None) -> Result:
         """Apply a change, and first what it needs; the same change again does nothing.
+
+        `body` is what `prepare` answered, if it was asked.
 
         Raises:
             MetadataUnavailable: This site's KV does not answer; apply it again.
         """
         try:
-            return await self._apply(change, depth=0)
+            return await self._apply(_Work(change, 0, manifest=body))
         except _PARKS as err:
             return Parked(str(err), _everywhere(err))
 
-    async def _apply(self, change: Change, depth: int) -> Result:
-        if depth > _DEPTH:
+    async def prepare(self, change: Change) -> Manifest | None:
+        """Bring the bytes that a change of a manifest needs before its turn; the body, if known.
+
+        Nothing is shown of it, and it may be in vain; what can't be brought, its turn tells.
+        """
+        work = _Work(change, 0)
+        if isinstance(change.name, ManifestName):
+            with suppress(RegistryError):
+                for _ in ("its body", "its blobs"):
+                    _, step = await self._look(change.name, work)
+                    if isinstance(step, FetchBody | Transfer):
+                        await self._bring(change.name, step, work)
+        return work.manifest
+
+    async def _apply(self, work: _Work) -> Result:
+        if work.depth > _DEPTH:
             return Parked("indexes are nested too deep")
-        work = _Work(change, depth)
-        for _ in range(_STEPS):
+        for number in range(_STEPS):
             step = await self._round(work)
             if isinstance(step, Done | Clear):
-                return Applied()
+                return Applied(before=not number and isinstance(step, Done))
             if isinstance(step, Wait):
                 if work.late is None:
                     return Parked(step.reason)
@@ -194,22 +233,30 @@ class Apply:
                 return await self._tag(tag, work)
 
     async def _manifest(self, name: ManifestName, work: _Work) -> ManifestStep:
-        held = await self._replica.manifest(name, work.manifest)
-        if (shown := held.register.shown()) is not None:
-            work.media_type = shown.media_type
-        step = plan_manifest(name, work.change, held, work.told)
+        held, step = await self._look(name, work)
         match step:
             case Done() | Wait():
                 pass
-            case FetchBody():
-                work.manifest = await self._body(name, step, work.change.body)
-            case Transfer(descriptors=descriptors):
-                await self._blobs.ensure(name.repository, descriptors)
+            case FetchBody() | Transfer():
+                await self._bring(name, step, work)
             case Ask(names=names):
                 await self._ask(names, work)
             case _:
                 await self._land(name, held, step, work)
         return step
+
+    async def _look(self, name: ManifestName, work: _Work) -> tuple[HeldManifest, ManifestStep]:
+        held = await self._replica.manifest(name, work.manifest)
+        if (shown := held.register.shown()) is not None:
+            work.media_type = shown.media_type
+        return held, plan_manifest(name, work.change, held, work.told, deletes=self._deletes)
+
+    async def _bring(self, name: ManifestName, step: FetchBody | Transfer, work: _Work) -> None:
+        match step:
+            case FetchBody():
+                work.manifest = await self._body(name, step, work.change)
+            case Transfer(descriptors=descriptors):
+                await self._blobs.ensure(name.repository, descriptors)
 
     async def _land(
         self,
@@ -233,7 +280,7 @@ class Apply:
 
     async def _tag(self, name: TagName, work: _Work) -> TagStep:
         held = await self._replica.tag(name, work.change.register)
-        step = plan_tag(name, work.change, held, work.told)
+        step = plan_tag(name, work.change, held, work.told, deletes=self._deletes)
         match step:
             case Done() | Wait():
                 pass
@@ -247,14 +294,19 @@ class Apply:
 
     # --- what a change needs
 
-    async def _body(self, name: ManifestName, step: FetchBody, sent: bytes | None) -> Manifest:
-        body = await self._bodies.read(name.digest)
+    async def _body(self, name: ManifestName, step: FetchBody, change: Change) -> Manifest:
+        sent = change.body
+        body = await self._bodies.find(name.repository, name.digest)
         if body is None:
             if sent is not None and Digest.of(sent, name.digest.algorithm) == name.digest:
                 body = sent
             else:
                 body = await self._source.body(name.repository, name.digest, step.size)
             await self._bodies.store(name.repository, name.digest, body)
+        for value in change.register.siblings.values():
+            if value.size != len(body):
+                # Told on it would be believed: other sites ask for a body of that length.
+                raise ManifestInvalid(f"it has {len(body)} bytes, and is said to have {value.size}")
         return parse_manifest(body, step.media_type)
 
     async def _dead(self, digest: Digest, work: _Work) -> Manifest | None:
@@ -277,7 +329,7 @@ class Apply:
             work.told[name] = answer
             if answer is None:
                 continue
-            result = await self._apply(answer, work.depth + 1)
+            result = await self._apply(_Work(answer, work.depth + 1))
             if isinstance(result, Parked):
                 work.late = result
 

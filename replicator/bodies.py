@@ -6,15 +6,18 @@ from node.content import Content
 from node.digest import Digest
 from node.errors import BlobDamaged, BlobUnknown, StorageFailed, UploadOutOfOrder, UploadUnknown
 from node.reference import Repository
-from node.uploads import Uploads, once
+from node.upload import once
+from node.uploads import Uploads
+from replicator.salvage import Salvage
 
 
 class Bodies:
     """Reads and stores small blobs whole."""
 
-    def __init__(self, content: Content, uploads: Uploads) -> None:
+    def __init__(self, content: Content, uploads: Uploads, salvage: Salvage) -> None:
         self._content = content
         self._uploads = uploads
+        self._salvage = salvage
 
     async def read(self, digest: Digest) -> bytes | None:
         """A body, verified, if the site has a sound copy of it.
@@ -27,6 +30,18 @@ class Bodies:
         except (BlobUnknown, BlobDamaged, StorageFailed):
             return None
         return body if Digest.of(body, digest.algorithm) == digest else None
+
+    async def find(self, repository: Repository, digest: Digest) -> bytes | None:
+        """As `read`; of what only a file is left, that is made a blob, pinned in the repository.
+
+        Raises:
+            StorageFull, StorageFailed: The blob store can't take it, or can't be read.
+            MetadataUnavailable: The KV did not answer.
+        """
+        body = await self.read(digest)
+        if body is None and await self._salvage.take(repository, digest):
+            body = await self.read(digest)
+        return body
 
     async def store(self, repository: Repository, digest: Digest, body: bytes) -> None:
         """Make a verified body a blob of the site, pinned in the repository.

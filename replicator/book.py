@@ -36,6 +36,8 @@ class Ledger:
         self.cursor = cursor
         # Where to go on asking: everything up to here is in the book.
         self.taken = cursor.revision
+        # The last revision of which there was anything to apply, that no scan told.
+        self.newest = cursor.revision
         self._open: deque[Entered] = deque()
 
     def enter(self, revision: int, changes: int, *, scanning: bool) -> Entered:
@@ -44,6 +46,7 @@ class Ledger:
         self._open.append(entered)
         if not scanning:
             self.taken = max(self.taken, revision)
+            self.newest = max(self.newest, revision if changes else 0)
         self._move()
         return entered
 
@@ -61,10 +64,14 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Park:
-    """A repository that is left out, and when (by a monotonic clock) to try it again."""
+    """A repository that is left out, and when (by a monotonic clock) to try it again.
+
+    `failures` are those since there was last hope, on which the pauses depend.
+    """
 
     record: Parked
     due: float
+    failures: int
 
 
 class Parks:
@@ -83,7 +90,7 @@ class Parks:
         self._now = now
         self._now_ms = now_ms
         self._chance = chance
-        self._parks = {name: Park(record, now()) for name, record in standing.items()}
+        self._parks = {name: Park(record, now(), 0) for name, record in standing.items()}
         self._unwritten: dict[Repository, None] = {}
 
     def __len__(self) -> int:
@@ -99,6 +106,12 @@ class Parks:
         return list(self._parks)
 
     @property
+    def records(self) -> list[tuple[Repository, Parked]]:
+        """Those that are left out, and how that stands; the longest first."""
+        parks = [(name, park.record) for name, park in self._parks.items()]
+        return sorted(parks, key=lambda found: found[1].since_ms)
+
+    @property
     def first(self) -> int | None:
         """The oldest revision that is left out."""
         return min((park.record.first for park in self._parks.values()), default=None)
@@ -109,33 +122,65 @@ class Parks:
         return min((park.record.since_ms for park in self._parks.values()), default=None)
 
     @property
-    def last_reason(self) -> str:
-        """Why the one that was left out last is."""
-        latest = max(self._parks.values(), key=lambda p: p.record.since_ms, default=None)
-        return latest.record.reason if latest else ""
+    def last_failure(self) -> str | None:
+        """Why the one that was left out last is, of those of which an attempt has failed."""
+        failed = [park.record for park in self._parks.values() if park.record.attempts]
+        return max(failed, key=lambda record: record.since_ms).reason if failed else None
 
-    def park(self, repository: Repository, first: int, last: int, reason: str) -> None:
-        """Leave a repository out; it is due after a pause."""
-        record = Parked(first, last, 1, reason, self._now_ms())
-        self._set(repository, Park(record, self._now() + self._pause_s(1)))
+    @property
+    def at_work(self) -> int:
+        """How much a scan told that is left out although nothing has failed so far."""
+        records = [park.record for park in self._parks.values()]
+        return sum(record.scanned for record in records if not record.attempts)
 
-    def extend(self, repository: Repository, revision: int) -> None:
+    def park(
+        self,
+        repository: Repository,
+        first: int,
+        last: int,
+        reason: str,
+        *,
+        at_work: bool = False,
+        scanned: int = 0,
+    ) -> None:
+        """Leave a repository out; it is due after a pause. `at_work`: nothing has failed so far.
+
+        A scan has told so much of it.
+        """
+        attempts = 0 if at_work else 1
+        record = Parked(first, last, attempts, reason, self._now_ms(), scanned=scanned)
+        self._leave_out(repository, record, 1)
+
+    def extend(self, repository: Repository, revision: int, *, scanned: int = 0) -> None:
         """Another change of a repository that is left out already."""
         park = self._parks[repository]
         record = replace(
             park.record,
             first=min(park.record.first, revision),
             last=max(park.record.last, revision),
+            scanned=park.record.scanned + scanned,
         )
         self._set(repository, replace(park, record=record))
+
+    def landed(self, repository: Repository) -> None:
+        """Some of it is applied; of what is at work something stays, until it has caught up."""
+        if (park := self._parks.get(repository)) and park.record.scanned > 1:
+            record = replace(park.record, scanned=park.record.scanned - 1)
+            # Not worth a write: whoever goes on from an older number has it count down again.
+            self._parks[repository] = replace(park, record=record)
+
+    def begin_scan(self) -> None:
+        """All will be told, so nothing of it has been so far."""
+        for repository, park in self._parks.items():
+            self._set(repository, replace(park, record=replace(park.record, scanned=0)))
 
     def failed(self, repository: Repository, reason: str) -> None:
         """It was tried again in vain; the next pause is longer."""
         if repository not in self._parks:
             return
-        record = self._parks[repository].record
-        record = replace(record, attempts=record.attempts + 1, reason=reason)
-        self._set(repository, Park(record, self._now() + self._pause_s(record.attempts)))
+        park = self._parks[repository]
+        record = replace(park.record, attempts=park.record.attempts + 1, reason=reason)
+        self._leave_out(repository, record, park.failures + 1)
 
     def caught_up(self, repository: Repository, as_of: int) -> None:
         """All that the source had at a revision is applied; what came later may not be."""
@@ -144,13 +189,15 @@ class Parks:
             del self._parks[repository]
             self._unwritten[repository] = None
         else:
-            record = replace(record, first=as_of + 1, attempts=1)
-            self._set(repository, Park(record, self._now()))
+            now_ms = self._now_ms()
+            record = replace(record, first=as_of + 1, attempts=0, next_ms=now_ms, scanned=0)
+            self._set(repository, Park(record, self._now(), 0))
 
     def hurry(self, repository: Repository) -> None:
-        """It is due now, if it is left out: what it waited for may be here."""
+        """It is due now, if it is left out: what it waited for may be here, or be so soon."""
         if park := self._parks.get(repository):
-            self._parks[repository] = replace(park, due=min(park.due, self._now()))
+            due = min(park.due, self._now())
+            self._parks[repository] = replace(park, due=due, failures=0)
 
     def due_in(self, repository: Repository) -> float:
         """Seconds until it is to be tried again; 0 or less: now."""
@@ -177,10 +224,15 @@ class Parks:
         """Whether anything is to be written down."""
         return bool(self._unwritten)
 
+    def _leave_out(self, repository: Repository, record: Parked, failures: int) -> None:
+        pause_s = self._pause_s(failures)
+        record = replace(record, next_ms=self._now_ms() + int(pause_s * 1000))
+        self._set(repository, Park(record, self._now() + pause_s, failures))
+
     def _set(self, repository: Repository, park: Park) -> None:
         self._parks[repository] = park
         self._unwritten[repository] = None
 
-    def _pause_s(self, attempts: int) -> float:
-        pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(attempts - 1, 16))
+    def _pause_s(self, failures: int) -> float:
+        pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(failures - 1, 16))
         return pause_s * (1 + _JITTER * (2 * self._chance() - 1))

@@ -16,8 +16,8 @@ from node.errors import MetadataUnavailable
 from node.kv import KV, Delete, Entry, Failed, Ok, Op, Put, Unknown, only, unchanged
 from node.records import Cursor, Parked
 from node.reference import Repository
-from node.wire import codec, feed_codec
-from node.wire.feed_codec import FollowRecord
+from node.wire import codec, follow_codec
+from node.wire.follow_codec import FollowRecord
 
 # Operations in one transaction, with room below etcd's 128.
 _CHUNK: Final = 100
@@ -74,7 +74,7 @@ class Checkpoint:
             await self._write(before, ops[:_CHUNK])
             ops = ops[_CHUNK:]
         status_key = keys.status(self._source)
-        ops.append(Put(status_key, feed_codec.encode_follow(status), self._leadership.lease))
+        ops.append(Put(status_key, follow_codec.encode_follow(status), self._leadership.lease))
         await self._write(last, ops)
 
     def _park(self, repository: Repository, record: Parked | None) -> Op:

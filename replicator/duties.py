@@ -36,6 +36,11 @@ class Duty:
     work: Callable[[Leadership], Awaitable[None]]
 
 
+def following(peer: str) -> str:
+    """The name of the duty to follow a peer."""
+    return f"follow/{peer}"
+
+
 class Duties:
     """One worker's part in all duties of its site."""
 

@@ -10,33 +10,47 @@ dropped here, so a peer writes to no repository that it was not given.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import structlog
-from grpc import ChannelConnectivity, aio
+from grpc import ChannelConnectivity, StatusCode, aio
 
 from node.change import Change
 from node.config_models import Peer
 from node.digest import Digest
-from node.errors import Denied, ManifestUnknown, PeerUnavailable
+from node.errors import Denied, PeerUnavailable
 from node.globs import Filter
 from node.keys import Name, TagName
-from node.records import Cursor, SiteRecord
+from node.records import Cursor, Report, SiteRecord
 from node.reference import Repository, Tag
-from node.remote import Remote
-from node.wire import feed_codec
+from node.roots import passes
+from node.wire import feed_codec, hello_codec, roots_codec
 from node.wire import feed_pb2 as pb
+from node.wire.ack_codec import ack_message
 from node.wire.feed_channel import DIALLER_OPTIONS, credentials, error_of
-from node.wire.feed_codec import PROTOCOL, Batch, Hello, Start
+from node.wire.feed_codec import PROTOCOL, Batch, Start
 from node.wire.feed_pb2_grpc import FeedStub
+from node.wire.hello_codec import Hello
+from node.wire.roots_codec import TheirNames, TheirRoots
 
 T = TypeVar("T")
 P = TypeVar("P")
 
 _CALL_S: Final = 10.0
+_SILENT_S: Final = 60.0
+# Before it answers, a peer may have to read all that it has.
+_ROOTS_S: Final = 300.0
 # The largest manifest that any site is configured to take.
 _MANIFEST_BYTES: Final = 16 << 20
 
@@ -82,15 +96,15 @@ class FeedStream:
                 return
             yield self._taken(_read(self._site, feed_codec.read_batch, message))
 
-    async def ack(self, cursor: Cursor) -> None:
-        """Tell how far the source's life has been applied here.
+    async def ack(self, report: Report) -> None:
+        """Tell how far the source's life has been applied here, and what of it has not.
 
         Raises:
             PeerUnavailable, Refused: The stream is over.
         """
         try:
             with _weather(self._site):
-                await self._call.write(feed_codec.ack_message(cursor))
+                await self._call.write(ack_message(report))
         except asyncio.CancelledError as err:
             # So grpc tells a writer that the call was cancelled, by whoever reads it; taken for the
             # end of the writer's own task it would end that without a word.
@@ -100,24 +114,49 @@ class FeedStream:
             raise PeerUnavailable(self._site, "the stream is over") from err
 
 
+class Manifests(Protocol):
+    """Where the bodies of manifests come from: `replicator.sources.Sources`."""
+
+    async def manifest(self, repository: Repository, digest: Digest, size: int) -> bytes:
+        """A manifest's body, verified.
+
+        Raises:
+            PeerUnavailable: Nobody reachable has it.
+            PeerLied: The only one that could be asked sent something else.
+        """
+        ...
+
+
 class FeedClient:
     """Calls one peer; it connects by itself and again, `close` ends it."""
 
-    def __init__(self, peer: Peer, record: SiteRecord, remote: Remote) -> None:
+    def __init__(self, peer: Peer, record: SiteRecord, manifests: Manifests) -> None:
         self.site = peer.site
         self._record = record
-        self._remote = remote
+        self._manifests = manifests
         self._filter = Filter(peer.repositories, peer.tags)
+        self.deletes = peer.deletes
         self._told_of_dropped = False
+        self._told_of_unknown = False
         self._channel = aio.insecure_channel(str(peer.grpc), options=DIALLER_OPTIONS)
         self._stub = FeedStub(self._channel)
         secret = peer.secret.get_secret_value() if peer.secret else None
         self._credentials = credentials(record.name, secret)
 
     @property
-    def filters(self) -> str:
-        """The fingerprint of what is taken of the peer."""
-        return self._filter.fingerprint
+    def filter(self) -> Filter:
+        """What is taken of the peer."""
+        return self._filter
+
+    @property
+    def takes(self) -> str:
+        """The fingerprint of what is taken of the peer, and whether its deletes are."""
+        return self._filter.fingerprint if self.deletes else f"{self._filter.fingerprint}+"
+
+    @property
+    def record(self) -> SiteRecord:
+        """The site that calls."""
+        return self._record
 
     async def close(self) -> None:
         """End the connection and whatever is called on it."""
@@ -139,9 +178,9 @@ class FeedClient:
         ours = Hello(self._record.name, self._record.incarnation, now_ms)
         with _weather(self.site):
             reply = await self._stub.Hello(
-                feed_codec.hello_request(ours), metadata=self._credentials, timeout=_CALL_S
+                hello_codec.hello_request(ours), metadata=self._credentials, timeout=_CALL_S
             )
-        theirs = _read(self.site, feed_codec.read_hello, reply)
+        theirs = _read(self.site, hello_codec.read_hello, reply)
         if theirs.site != self.site:
             raise Denied(f"peer {self.site} is configured at the address of site {theirs.site}")
         if theirs.protocol != PROTOCOL:
@@ -173,14 +212,61 @@ class FeedClient:
         call = self._stub.Repository(request, metadata=self._credentials)
         try:
             while True:
-                with _weather(self.site):
-                    message = await call.read()
+                message = await self._answered(call.read())
                 if not isinstance(message, pb.ChangeBatch):
                     return
                 batch = _read(self.site, feed_codec.read_batch, message)
                 yield self._taken(batch, within=name)
         finally:
             call.cancel()
+
+    # --- for replicator.compare.Peer
+
+    async def roots(self) -> TheirRoots | None:
+        """What all adds up to that the peer has for us; None if its version can't say.
+
+        Raises:
+            FeedDamaged, PeerUnavailable, Refused: See the module.
+        """
+        request = roots_codec.roots_request(self._filter)
+        with _weather(self.site):
+            try:
+                reply = await self._stub.Roots(
+                    request, metadata=self._credentials, timeout=_ROOTS_S
+                )
+            except aio.AioRpcError as err:
+                if err.code() is StatusCode.UNIMPLEMENTED:
+                    return None
+                raise
+        return _read(self.site, roots_codec.read_roots_reply, reply)
+
+    async def names(self, buckets: Sequence[int]) -> AsyncGenerator[TheirNames, None]:
+        """The names that the peer has in some buckets, and the hash of each.
+
+        Raises:
+            FeedDamaged, PeerUnavailable, Refused: See the module.
+        """
+        request = roots_codec.bucket_request(self._filter, buckets)
+        call = self._stub.Bucket(request, metadata=self._credentials)
+        try:
+            while True:
+                message = await self._answered(call.read())
+                if not isinstance(message, pb.BucketReply):
+                    return
+                told = _read(self.site, roots_codec.read_bucket_reply, message)
+                taken = {n: h for n, h in told.hashes.items() if passes(n, (self._filter,))}
+                yield replace(told, hashes=taken)
+        finally:
+            call.cancel()
+
+    async def _answered(self, message: Awaitable[T]) -> T:
+        """The next message of an answer that has an end: silence is none."""
+        try:
+            async with asyncio.timeout(_SILENT_S):
+                with _weather(self.site):
+                    return await message
+        except TimeoutError as err:
+            raise PeerUnavailable(self.site, "it began an answer and went silent") from err
 
     def _taken(self, batch: Batch, within: Repository | None = None) -> Batch:
         """The batch without what was not asked for."""
@@ -189,6 +275,9 @@ class FeedClient:
             return within in {None, repository} and self._filter.takes(repository, tag)
 
         dropped = [c.name for c in batch.changes if not takes(c.name.repository, _tag(c.name))]
+        if batch.unknown and not self._told_of_unknown:
+            self._told_of_unknown = True
+            _log.warning("a peer of a newer version tells what we do not know", peer=self.site)
         if dropped and not self._told_of_dropped:
             self._told_of_dropped = True
             _log.warning("a peer sends what it was not asked for", peer=self.site, name=dropped[0])
@@ -223,15 +312,12 @@ class FeedClient:
         """A manifest's body, verified.
 
         Raises:
-            PeerUnavailable: No answer, or it has it no more.
-            PeerLied: It sent something else.
+            PeerUnavailable: Nobody reachable has it, or it is too large for one.
+            PeerLied: The only one that could be asked sent something else.
         """
         if size > _MANIFEST_BYTES:
             raise PeerUnavailable(self.site, f"{digest} has {size} bytes, too many for a manifest")
-        try:
-            return await self._remote.manifest(repository, digest, size)
-        except ManifestUnknown as err:
-            raise PeerUnavailable(self.site, f"it has {digest} no more") from err
+        return await self._manifests.manifest(repository, digest, size)
 
 
 def _tag(name: Name) -> Tag | None:

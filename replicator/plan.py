@@ -7,7 +7,8 @@ can produce is a plain function call in a test.
 
 The order is the promise (P3): a manifest's body, its blobs, its children, the manifest; a tag last.
 A tombstone never takes a child from a live index (RELIABILITY 5.5), and "not here yet" is never
-taken for "deleted".
+taken for "deleted".  Of a source whose deletes are not taken no change makes anything dead that is
+live here (docs/adr/0017).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from node.keys import ManifestName, Name, TagName
 from node.manifest import MEDIA_TYPES, Descriptor
 from node.records import Pushed
 from node.reference import Repository
-from node.register import Dot, Register, merge
+from node.register import Dot, Register, merge, taken
 from node.replica import HeldManifest, HeldTag
 
 # What the source answered when it was asked for names, while this change was in work; None: it
@@ -32,7 +33,7 @@ Told: TypeAlias = Mapping[Name, Change | None]
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The change says nothing that is not applied here."""
+    """The change says nothing that is to be applied here, or not any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ Step: TypeAlias = ManifestStep | TagStep
 
 
 def plan_manifest(
-    name: ManifestName, change: Change, held: HeldManifest, told: Told
+    name: ManifestName, change: Change, held: HeldManifest, told: Told, *, deletes: bool
 ) -> ManifestStep:
     """The next step for a change of a manifest."""
     merged = merge(held.register, change.register)
@@ -115,7 +116,8 @@ def plan_manifest(
         return Clear() if held.uncleared else Done()
     shown = merged.shown()
     if shown is None:
-        return _bury(name, merged, held, told)
+        end = _bury if deletes else _outlive
+        return end(name, merged, held, told)
     if held.manifest is None or not held.body_here:
         return FetchBody(name.digest, shown.media_type, shown.size)
     if held.missing_blobs:
@@ -135,6 +137,27 @@ def _bury(
     return _unasked(name.repository, held.parents, told) or Keep(merged)
 
 
+def _outlive(
+    name: ManifestName, merged: Register[Pushed], held: HeldManifest, told: Told
+) -> ManifestStep:
+    """What the source deletes stays as it is; but where an index needs it that the source has not
+    deleted, it is to live on at all sites, or they could not have the index.
+    """
+    if not held.register.live:
+        return Clear() if held.uncleared else Done()
+    ask = _unasked(name.repository, held.parents, told)
+    if ask is not None:
+        return ask
+    outlived = {
+        parent
+        for parent, register in held.parents.items()
+        if (answer := told[ManifestName(name.repository, parent)]) is not None
+        and register.live
+        and not merge(register, answer.register).live
+    }
+    return Keep(merged) if held.parents.keys() - outlived else Done()
+
+
 def _children(name: ManifestName, children: tuple[Descriptor, ...], told: Told) -> ManifestStep:
     unasked = _unasked(name.repository, [child.digest for child in children], told)
     if unasked is not None:
@@ -152,9 +175,9 @@ def _is_blob(name: ManifestName, child: Descriptor, told: Told) -> bool:
     return child.media_type not in MEDIA_TYPES and not known
 
 
-def plan_tag(name: TagName, change: Change, held: HeldTag, told: Told) -> TagStep:
+def plan_tag(name: TagName, change: Change, held: HeldTag, told: Told, *, deletes: bool) -> TagStep:
     """The next step for a change of a tag."""
-    merged = merge(held.register, change.register)
+    merged = taken(held.register, change.register, deletes=deletes)
     if merged == held.register:
         return Done()
     gone = set()
@@ -163,6 +186,8 @@ def plan_tag(name: TagName, change: Change, held: HeldTag, told: Told) -> TagSte
         manifest = held.manifests[value.digest]
         # A push writes its tag and its manifest under one dot.  A manifest that has not seen the
         # dot is late; one that has, and is dead, was deleted by somebody who had seen the push.
+        # Where the source's deletes are not taken, what it has just deleted is late too, until it
+        # has let the tag go: were it pushed again before, the tag would show it again.
         if not manifest.has_seen(dot):
             unseen.add(value.digest)
         elif not manifest.live:
@@ -170,7 +195,18 @@ def plan_tag(name: TagName, change: Change, held: HeldTag, told: Told) -> TagSte
     if unseen:
         late = f"the push of manifest {min(unseen)} is not here yet"
         return _unasked(name.repository, unseen, told) or Wait(late)
+    if (misfit := _misfit(change, held)) is not None:
+        return Wait(misfit)
     return ApplyTag(merged, frozenset(gone))
+
+
+def _misfit(change: Change, held: HeldTag) -> str | None:
+    """What a tag says of a manifest that is here, and that is not so."""
+    for value in change.register.siblings.values():
+        shown = held.manifests[value.digest].shown()
+        if shown is not None and shown.size != value.size:
+            return f"it says that {value.digest} has {value.size} bytes, not {shown.size}"
+    return None
 
 
 def _unasked(repository: Repository, digests: Iterable[Digest], told: Told) -> Ask | None:

@@ -1,9 +1,10 @@
-"""Bring blobs here: pinned if the site has them, else fetched from a peer, resumed and verified.
+"""Bring blobs here: pinned if the site has them, else fetched, resumed and verified.
 
 A blob is fetched once however many manifests want it: the first to ask fetches, the others wait and
 then find it here.  What was fetched survives a cut, a stop and a kill -9 in the pieces of an upload
-session that names its target; the next attempt asks for the rest.  Nothing is visible before the
-whole has the right digest, and the bytes of a peer that lies are dropped.
+session that names its target; the next attempt asks for the rest, of whoever has it.  Nothing is
+visible before the whole has the right digest, and the bytes of a peer that lies are dropped: where
+several brought a part, each is asked alone for the whole then.
 
 What this does not promise: a blob that the site has, in whatever repository, is pinned for a peer's
 manifest without any proof that the peer has it.  A peer that knows a digest can thus make the bytes
@@ -15,13 +16,12 @@ transfer; peers that may not know of each other's content take no common reposit
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
-from prometheus_client import Counter
 
 from node.blobs import BlobStore
 from node.content import Content
@@ -30,48 +30,40 @@ from node.errors import (
     BodyCut,
     DigestMismatch,
     InvalidRequest,
+    MetadataUnavailable,
     NotFound,
     PeerLied,
     PeerUnavailable,
     StorageFull,
     Unavailable,
+    UploadOutOfOrder,
     UploadUnknown,
 )
 from node.manifest import Descriptor
 from node.reference import Repository
-from node.remote import RemoteBlob
-from node.uploads import Upload, Uploads, once
-from replicator.turns import Turns
+from node.upload import Upload, once
+from node.uploads import Uploads
+from replicator.download import SHORT_BYTES, Download
+from replicator.fetching import Fetched
+from replicator.salvage import Salvage
+from replicator.sources import FAILURES, Failure, Source, Sources
+from replicator.turns import Place, Turns
 
 # Up to here a blob goes through memory in one go: no session to come back to is worth its commit.
 SMALL_BYTES: Final = 1 << 20
+# They take no place from larger ones: what they wait for is the distance, not the bytes.
+_SMALL_AT_ONCE: Final = 16
 # Replication leaves room for pushes, which are refused only at the reserve (DESIGN 7).
 FULL_SHARE: Final = 0.9
-# Connections in a row that bring nothing.
-_FRUITLESS: Final = 3
 
 _log = structlog.stdlib.get_logger(__name__)
-
-
-class BlobSource(Protocol):
-    """Where bytes come from: `node.remote.Remote`."""
-
-    @property
-    def site(self) -> str:
-        """What errors call it."""
-        ...
-
-    def blob(
-        self, repository: Repository, digest: Digest, start: int = 0
-    ) -> AbstractAsyncContextManager[RemoteBlob]:
-        """The bytes of a blob from an offset to its end; see `Remote.blob`."""
-        ...
 
 
 @dataclass(slots=True)
 class _Flight:
     lock: asyncio.Lock
     wanted_by: int = 0
+    download: Download | None = None
 
 
 class Flights:
@@ -87,41 +79,69 @@ class Flights:
         flight.wanted_by += 1
         try:
             async with flight.lock:
-                yield
+                try:
+                    yield
+                finally:
+                    flight.download = None
         finally:
             flight.wanted_by -= 1
             if not flight.wanted_by:
                 del self._flights[digest]
 
+    def begin(self, digest: Digest, download: Download) -> None:
+        """This is how it comes."""
+        self._flights[digest].download = download
+
+    def left(self) -> int:
+        """How many bytes are still to come of what there was room for."""
+        return sum(f.download.left for f in self._flights.values() if f.download)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A large blob that is being brought: for whom, in which place, and who hears of its bytes."""
+
+    repository: Repository
+    digest: Digest
+    place: Place
+    fetched: Fetched
+
 
 class Transfer:
-    """Brings blobs from one peer; `flights` is shared by all of a process."""
+    """Brings the blobs of one peer's changes; `flights` is shared by all of a process.
+
+    What is fetched, of so many bytes, is so within `fetching`.  The `turns` are for
+    all but the small ones.
+    """
 
     def __init__(
         self,
         content: Content,
         uploads: Uploads,
         blobs: BlobStore,
-        source: BlobSource,
+        sources: Sources,
         flights: Flights,
         *,
-        in_flight: int,
-        received: Counter,
+        salvage: Salvage,
+        fetching: Callable[[int], AbstractContextManager[Fetched]],
+        turns: Turns,
     ) -> None:
         self._content = content
         self._uploads = uploads
         self._blobs = blobs
-        self._source = source
+        self._sources = sources
         self._flights = flights
-        self._turns = Turns(in_flight)
-        self._received = received
+        self._salvage = salvage
+        self._fetching = fetching
+        self._turns = turns
+        self._small_turns = Turns(_SMALL_AT_ONCE)
 
     async def ensure(self, repository: Repository, descriptors: Sequence[Descriptor]) -> None:
         """Make each of these visible in the repository: pinned if it is here, else fetched.
 
         Raises:
-            PeerUnavailable: The peer can't be reached, or has one of them no more.
-            PeerLied: It sent something else.
+            PeerUnavailable: Nobody reachable has one of them.
+            PeerLied: The only one that could be asked sent something else.
             StorageFull, StorageFailed: The blob store can't take it.
             MetadataUnavailable: The KV did not answer.
         """
@@ -140,7 +160,7 @@ class Transfer:
             await self._ensure(repository, wanted)
         except (NotFound, InvalidRequest) as err:
             # Ours to have caused, by a session that somebody else ended or went on with.
-            return PeerUnavailable(self._source.site, f"{wanted.digest}: {err}")
+            return PeerUnavailable(self._sources.site, f"{wanted.digest}: {err}")
         except Unavailable as err:
             return err
         return None
@@ -152,51 +172,88 @@ class Transfer:
         async with self._flights.one(digest):
             if await self._content.adopt(repository, digest):
                 return
-            async with self._turns.turn(repository):
-                await self._ensure_room()
-                small = wanted.size <= SMALL_BYTES
-                if not (small and await self._fetch_small(repository, digest)):
-                    await self._fetch(repository, digest)
+            if await self._salvage.take(repository, digest):
+                return
+            with self._fetching(wanted.size) as fetched:
+                await self._bring(repository, wanted, fetched)
 
-    async def _ensure_room(self) -> None:
+    async def _bring(self, repository: Repository, wanted: Descriptor, fetched: Fetched) -> None:
+        digest = wanted.digest
+        if wanted.size <= SMALL_BYTES:
+            async with self._small_turns.turn(repository):
+                await self._ensure_room(0)
+                if await self._fetch_small(repository, digest):
+                    return
+        is_short = wanted.size <= SHORT_BYTES
+        async with self._turns.turn(repository, is_short=is_short) as place:
+            await self._ensure_room(0)
+            await self._fetch(_Job(repository, digest, place, fetched))
+
+    async def _ensure_room(self, more_bytes: int) -> None:
         usage = await self._blobs.usage()
-        if usage.free_bytes < usage.total_bytes * (1 - FULL_SHARE):
+        more_bytes += self._flights.left()
+        if usage.free_bytes - more_bytes < usage.total_bytes * (1 - FULL_SHARE):
             raise StorageFull(usage.free_bytes)
 
     # --- small blobs
 
     async def _fetch_small(self, repository: Repository, digest: Digest) -> bool:
         """Fetch it through memory; False if it is not small, whatever its manifest says."""
-        async with self._source.blob(repository, digest) as blob:
-            if blob.size > SMALL_BYTES:
+        failures: list[Failure] = []
+        for source in self._sources.order(repository):
+            try:
+                body = await self._small_from(source, repository, digest)
+            except FAILURES as err:
+                failures.append(source.did(err, digest))
+                continue
+            if body is None:
                 return False
-            body = bytearray()
-            async for chunk in blob.chunks:
-                body += chunk
-        self._received.inc(len(body))
+            await self._uploads.put(repository, digest, once(body))
+            return True
+        raise self._sources.failed(failures)
+
+    async def _small_from(
+        self, source: Source, repository: Repository, digest: Digest
+    ) -> bytes | None:
+        async with source.blob(repository, digest) as blob:
+            if blob.size > SMALL_BYTES:
+                return None
+            body = b"".join([chunk async for chunk in blob.chunks])
         found = Digest.of(body, digest.algorithm)
         if found != digest:
-            raise PeerLied(self._source.site, str(digest), str(found))
-        await self._uploads.put(repository, digest, once(bytes(body)))
-        return True
+            raise PeerLied(source.site, str(digest), str(found))
+        return body
 
     # --- large ones
 
-    async def _fetch(self, repository: Repository, digest: Digest) -> None:
+    async def _fetch(self, job: _Job) -> None:
+        repository, digest = job.repository, job.digest
         upload, resumed = await self._session(repository, digest)
         if upload.offset:
             _log.info("resuming a blob", digest=str(digest), offset=upload.offset)
-        upload = await self._fill(upload, repository, digest)
+        sources = self._sources.order(repository)
+        download = self._download(sources, job, upload.offset)
         try:
-            await self._uploads.finish(upload, digest)
-        except DigestMismatch as err:
-            # Half of it may be what a crash left of our own; next time all of it is the peer's.
-            if resumed:
-                reason = "the parts of a blob do not fit"
-                raise PeerUnavailable(self._source.site, reason) from err
-            raise PeerLied(self._source.site, err.expected, err.actual) from err
+            await self._complete(upload, download, digest)
+        except PeerLied as lie:
+            # What a crash left of our own may be damaged, so a part's source is not to blame.
+            suspects = set() if resumed else download.brought | {lie.site}
+            await self._fetch_alone(job, lie, suspects)
         if upload.repository != repository and not await self._content.adopt(repository, digest):
-            raise PeerUnavailable(self._source.site, f"{digest} was here and went")
+            raise PeerUnavailable(self._sources.site, f"{digest} was here and went")
+
+    def _download(self, sources: Sequence[Source], job: _Job, offset: int = 0) -> Download:
+        download = Download(
+            sources,
+            job.repository,
+            job.digest,
+            job.place,
+            offset=offset,
+            ensure_room=self._ensure_room,
+            fetched=job.fetched,
+        )
+        self._flights.begin(job.digest, download)
+        return download
 
     async def _session(self, repository: Repository, digest: Digest) -> tuple[Upload, bool]:
         """The session that fetches this blob, with what stands of it; whether it is an old one."""
@@ -208,34 +265,56 @@ class Transfer:
         except UploadUnknown:
             return await self._uploads.start(repository, digest), False
 
-    async def _fill(self, upload: Upload, repository: Repository, digest: Digest) -> Upload:
-        """Append to the session until it has all bytes; a cut costs a connection, not the bytes."""
-        fruitless = 0
-        while True:
-            try:
-                async with self._source.blob(repository, digest, upload.offset) as blob:
-                    return await self._uploads.append(upload, self._rest(blob, upload, digest))
-            except BodyCut as err:
-                before = upload.offset
-                upload = await self._uploads.resume(upload.repository, upload.session_id)
-                fruitless = 0 if upload.offset > before else fruitless + 1
-                if fruitless == _FRUITLESS:
-                    reason = f"{digest} is cut at byte {upload.offset} again and again"
-                    raise PeerUnavailable(self._source.site, reason) from err
-            except PeerLied:
-                await self._uploads.abort(upload)
-                raise
+    async def _complete(self, upload: Upload, download: Download, digest: Digest) -> None:
+        """Append to the session until it has all bytes, and make it a blob.
 
-    async def _rest(self, blob: RemoteBlob, upload: Upload, digest: Digest) -> AsyncIterator[bytes]:
-        """The bytes that are missing, as a body for the session."""
-        offset = upload.offset
+        Raises:
+            PeerLied: The bytes are not the blob's, and the session is gone.
+            PeerUnavailable: The session has what was brought.
+            StorageFull: So it has, unless the disk itself refused.
+        """
         try:
-            async for chunk in blob.chunks:
-                offset += len(chunk)
-                if offset > blob.size:
-                    said = f"more than {blob.size} bytes"
-                    raise PeerLied(self._source.site, str(digest), said)
-                self._received.inc(len(chunk))
-                yield chunk
-        except PeerUnavailable as err:
-            raise BodyCut(offset - upload.offset) from err
+            while not download.is_whole:
+                async with aclosing(download.body()) as body:
+                    upload = await self._uploads.append(upload, body)
+            await self._uploads.finish(upload, digest)
+        except BodyCut:
+            failure = download.failed(self._sources)
+            if isinstance(failure, PeerLied):
+                await self._forget(upload)
+            raise failure from None
+        except DigestMismatch as err:
+            last = download.last or self._sources.site
+            raise PeerLied(last, err.expected, err.actual) from err
+
+    async def _forget(self, upload: Upload) -> None:
+        """End a session; somebody else's going on with it is their affair."""
+        with suppress(UploadUnknown, UploadOutOfOrder, MetadataUnavailable):
+            now = await self._uploads.resume(upload.repository, upload.session_id)
+            await self._uploads.abort(now)
+
+    async def _fetch_alone(self, job: _Job, lie: PeerLied, suspects: set[str]) -> None:
+        """Start over, from one source after the other: a lie is then whose it is."""
+        repository, digest = job.repository, job.digest
+        sources = self._sources.order(repository)
+        failures: list[Failure] = []
+        if len(suspects) == 1:
+            failures.append(lie)
+            for liar in [s for s in sources if s.site in suspects]:
+                liar.lied(lie)
+                sources.remove(liar)
+        for source in sources:
+            upload = await self._uploads.start(repository, digest)
+            download = self._download([source], job)
+            try:
+                await self._complete(upload, download, digest)
+            except FAILURES as err:
+                failures.append(source.did(err, digest))
+                if source is not sources[-1]:  # whose bytes the next attempt goes on with
+                    await self._forget(upload)
+            else:
+                left = [s for s in sources if s.site in suspects - {source.site}]
+                if len(left) == 1:  # of several, nobody knows which
+                    left[0].lied(lie)
+                return
+        raise self._sources.failed(failures)

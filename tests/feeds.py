@@ -8,20 +8,26 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeAlias
 
 from grpc import aio
+from prometheus_client import CollectorRegistry, Counter
 from pydantic import SecretStr
 
-from gateway.feed import FeedServer
-from node.config_models import Address, Peer
+from gateway.feed import FeedServer, Heard
+from node.config_models import Peer
+from node.config_values import Address
+from node.globs import Filter
 from node.reads import JoinedReads
 from node.records import Cursor, SiteRecord
 from node.remote import Remote, new_session
 from node.site import Site
 from node.telemetry import Metrics
-from node.wire import feed_codec
+from node.wire import feed_codec, hello_codec
 from node.wire import feed_pb2 as pb
-from node.wire.feed_codec import Batch, Hello
+from node.wire.feed_codec import MINOR, Batch
 from node.wire.feed_pb2_grpc import FeedServicer, add_FeedServicer_to_server
+from node.wire.hello_codec import Hello
+from replicator.bandwidth import Throttle
 from replicator.feed_client import FeedClient, FeedStream
+from replicator.sources import Source, Sources
 from tests.model import Model
 from tests.ports import free_port
 
@@ -39,6 +45,7 @@ def site_of(model: Model, name: str = "fra", incarnation: str = "1") -> Site:
         model.blobs,
         JoinedReads(model.kv),
         model.decider,
+        model.staging,
         model.content,
         model.uploads,
         model.metadata,
@@ -64,10 +71,17 @@ def peer_at(
     return peer
 
 
+async def unheard(revision: int) -> None:
+    """No peer knows more of the site than it does."""
+    raise AssertionError(revision)
+
+
 @asynccontextmanager
-async def served(site: Site, peers: Sequence[Peer], port: int) -> AsyncIterator[FeedServer]:
-    """The site's feed, until the body ends."""
-    server = FeedServer(site, peers, Metrics("gateway"))
+async def served(
+    site: Site, peers: Sequence[Peer], port: int, heard: Heard | None = None
+) -> AsyncIterator[FeedServer]:
+    """The site's feed, until the body ends; nobody knows more of it than it does, if not said."""
+    server = FeedServer(site, peers, Metrics("gateway"), heard=heard or unheard)
     await server.start(Address("127.0.0.1", port))
     try:
         yield server
@@ -80,7 +94,9 @@ async def dialled(peer: Peer, name: str = "nyc") -> AsyncIterator[FeedClient]:
     """A client of a peer's feed, as the site of this name calls it."""
     async with new_session() as session:
         remote = Remote(session, peer.site, peer.http, {})
-        client = FeedClient(peer, SiteRecord(name, "life of " + name), remote)
+        received = Counter("received", "Bytes.", registry=CollectorRegistry())
+        source = Source(remote, Filter(), Throttle(None), received)
+        client = FeedClient(peer, SiteRecord(name, "life of " + name), Sources(source))
         try:
             yield client
         finally:
@@ -133,28 +149,44 @@ class _Babbler(FeedServicer):
         del request, context
         yield pb.ChangeBatch()
 
+    async def Roots(self, request: Any, context: Any) -> pb.RootsReply:  # noqa: N802 - gRPC's
+        """No sums."""
+        del request, context
+        return pb.RootsReply(incarnation="1")
+
+    async def Bucket(self, request: Any, context: Any) -> AsyncIterator[pb.BucketReply]:  # noqa: N802 - gRPC's
+        """A name without a hash."""
+        del request, context
+        yield pb.BucketReply(
+            incarnation="1", names=[pb.BucketReply.Named(name=pb.Name(repository="a", tag="b"))]
+        )
+
 
 class _Teller(_Babbler):
-    """A peer that tells these changes, whatever it is asked for."""
+    """A peer that tells these batches, whatever it is asked for."""
 
-    def __init__(self, message: pb.ChangeBatch) -> None:
-        self._message = message
+    def __init__(self, messages: Sequence[pb.ChangeBatch], minor: int) -> None:
+        self._messages = messages
+        self._minor = minor
 
     async def Hello(self, request: Any, context: Any) -> pb.HelloReply:  # noqa: N802 - gRPC's
         """Site fra."""
         del request, context
-        return feed_codec.hello_reply(Hello("fra", self._message.incarnation, 1))
+        life = self._messages[0].incarnation
+        return hello_codec.hello_reply(Hello("fra", life, 1, minor=self._minor))
 
     async def Changes(self, requests: Any, context: Any) -> AsyncIterator[pb.ChangeBatch]:  # noqa: N802 - gRPC's
         """The changes, and then nothing."""
         del requests, context
-        yield self._message
+        for message in self._messages:
+            yield message
         await asyncio.Event().wait()
 
     async def Repository(self, request: Any, context: Any) -> AsyncIterator[pb.ChangeBatch]:  # noqa: N802 - gRPC's
         """The changes."""
         del request, context
-        yield self._message
+        for message in self._messages:
+            yield message
 
 
 @asynccontextmanager
@@ -166,11 +198,11 @@ async def babbling() -> AsyncIterator[FeedClient]:
 
 @asynccontextmanager
 async def telling(
-    batch: Batch | pb.ChangeBatch, **filters: Sequence[str]
+    *batches: Batch | pb.ChangeBatch, minor: int = MINOR, **filters: Sequence[str]
 ) -> AsyncIterator[FeedClient]:
-    """What is seen, through our filters, of a peer that tells a batch whatever it is asked for."""
-    message = feed_codec.batch_message(batch) if isinstance(batch, Batch) else batch
-    async with _seen(_Teller(message), filters) as client:
+    """What is seen, through our filters, of a peer that tells this whatever it is asked for."""
+    messages = [feed_codec.batch_message(b) if isinstance(b, Batch) else b for b in batches]
+    async with _seen(_Teller(messages, minor), filters) as client:
         yield client
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -18,14 +19,16 @@ from node.replica import Replica
 from replicator.apply import Applied, Apply, Parked
 from replicator.bodies import Bodies
 from tests.fake_kv import MemoryKV
-from tests.model import REPOSITORY, Model, descriptor
+from tests.model import REPOSITORY, Model, descriptor, image_body
+from tests.salvaging import salvage_of
 
 
 class _Silent:
-    """A source that answers nothing, or this error, and a transfer that has nothing to bring."""
+    """A source that answers nothing, or this error, and a transfer of what is `brought`."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self._error = error
+        self.brought: Callable[[], Awaitable[object]] | None = None
 
     async def keys(self, names: object) -> dict[Name, Change | None]:
         """See Source."""
@@ -37,7 +40,9 @@ class _Silent:
 
     async def ensure(self, *wanted: object) -> None:
         """See Blobs."""
-        raise AssertionError(wanted)
+        if self.brought is None:
+            raise self._error or AssertionError(wanted)
+        await self.brought()
 
 
 @pytest.fixture
@@ -47,12 +52,13 @@ def model() -> Model:
 
 
 def _replica(model: Model) -> Replica:
-    return Replica(model.decider, new_id=model.new_id)
+    return Replica(model.decider, model.staging, new_id=model.new_id)
 
 
-def _apply(model: Model, error: Exception | None = None) -> Apply:
-    silent = _Silent(error)
-    return Apply(_replica(model), silent, silent, Bodies(model.content, model.uploads))
+def _apply(model: Model, error: Exception | None = None, silent: _Silent | None = None) -> Apply:
+    silent = silent or _Silent(error)
+    bodies = Bodies(model.content, model.uploads, salvage_of(model))
+    return Apply(_replica(model), silent, silent, bodies)
 
 
 async def _artifact(model: Model) -> ManifestName:
@@ -106,3 +112,37 @@ async def test_what_is_not_the_changes_own_fault_is_told_apart(
     shown = Pushed(1, Digest.of(body + b" "), OCI_MANIFEST, len(body) + 1, "op")
     change = Change(TagName(REPOSITORY, Tag("v1")), Register({"n": 1}, {Dot("n", 1): shown}), 1)
     assert await _apply(model, error).apply(change) == Parked(str(error), everywhere)
+
+
+def _pushed(body: bytes) -> Change:
+    """What a peer tells of an image."""
+    shown = Pushed(1, Digest.of(body), OCI_MANIFEST, len(body), "op")
+    name = ManifestName(REPOSITORY, shown.digest)
+    return Change(name, Register({"n": 1}, {Dot("n", 1): shown}), 1, body)
+
+
+async def test_preparing_brings_all_and_shows_nothing(model: Model) -> None:
+    """What a change needs is here before its turn, and only its turn makes it live."""
+    layer = Digest.of(b"layer")
+    change = _pushed(image_body(await model.upload(b"{}"), layer))
+    peer = _Silent()
+    peer.brought = lambda: model.upload(b"layer")
+    apply = _apply(model, silent=peer)
+    body = await apply.prepare(change)
+    assert body is not None
+    assert [blob.digest for blob in body.blobs][1:] == [layer]
+    assert isinstance(change.name, ManifestName)
+    held = await _replica(model).manifest(change.name, body)
+    assert (held.register, held.body_here, held.missing_blobs) == (Register(), True, ())
+    peer.brought = None  # it is not asked again
+    assert await apply.apply(change, body) == Applied()
+    assert (await _replica(model).manifest(change.name, body)).register == change.register
+
+
+async def test_what_cannot_be_prepared_is_for_its_turn_to_tell(model: Model) -> None:
+    """A peer that is away keeps nothing from being tried again, and says why only then."""
+    away = PeerUnavailable("nyc", "no route", reached=False)
+    change = _pushed(image_body(await model.upload(b"{}"), Digest.of(b"layer")))
+    apply = _apply(model, away)
+    body = await apply.prepare(change)
+    assert await apply.apply(change, body) == Parked(str(away), everywhere=True)

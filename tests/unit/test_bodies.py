@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import shutil
-import ssl
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,16 +11,19 @@ import pytest
 
 from gateway.bodies import describe_blob, multipart
 from gateway.ranges import Span
+from node.config_models import Tls
 from node.errors import StorageFailed
+from node.tls import calling, listening
+from tests.authority import Authority
 from tests.blob_server import (
     CONTENTS,
     HEAD,
     HUGE,
     LARGE,
-    LOOPS,
     SMALL,
     Longer,
     Server,
+    TlsEnds,
     ask,
     client,
     connect,
@@ -37,18 +37,33 @@ from tests.fake_blobs import Call
 from tests.waiting import eventually_sync
 
 
-@pytest.fixture(params=["asyncio-files", "uvloop-files", "uvloop-memory"])
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> TlsEnds:
+    """Both ends of TLS, under an authority of their own."""
+    authority = Authority.make(tmp_path_factory.mktemp("tls") / "authority")
+    pair = authority.sign("server")
+    ours = listening(Tls(certificate=pair.certificate, key=pair.key))
+    assert ours is not None
+    return TlsEnds(ours, calling(authority.certificate, Tls()))
+
+
+@pytest.fixture(
+    params=["asyncio-files", "uvloop-files", "uvloop-memory", "asyncio-tls", "uvloop-tls"]
+)
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     """A server of each kind in turn."""
-    loop, _, store = str(request.param).partition("-")
-    with running(loop, tmp_path / "blobs" if store == "files" else None) as found:
+    loop, _, kind = str(request.param).partition("-")
+    ends = request.getfixturevalue("tls") if kind == "tls" else None
+    with running(loop, None if kind == "memory" else tmp_path / "blobs", tls=ends) as found:
         yield found
 
 
-@pytest.fixture(params=list(LOOPS))
+@pytest.fixture(params=["asyncio", "uvloop", "uvloop-tls"])
 def impatient(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     """A server of files that cuts who takes nothing for a fifth of a second."""
-    with running(request.param, tmp_path / "blobs", stall_s=0.2) as found:
+    loop, _, kind = str(request.param).partition("-")
+    ends = request.getfixturevalue("tls") if kind else None
+    with running(loop, tmp_path / "blobs", tls=ends, stall_s=0.2) as found:
         yield found
 
 
@@ -256,33 +271,3 @@ def test_a_cancelled_response_gives_everything_back(server: Server) -> None:
             while receive(connection):
                 pass
     eventually_sync(lambda: open_descriptors() <= before, 5, "all descriptors are closed")
-
-
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl program")
-@pytest.mark.parametrize("loop", list(LOOPS))
-def test_tls_gets_the_same_bytes(loop: str, tmp_path: Path) -> None:
-    """Under TLS the bytes are read and written, ranges included, on one connection."""
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    made += ["-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    made += [
-        "-addext",
-        "subjectAltName=IP:127.0.0.1",
-        "-keyout",
-        str(key),
-        "-out",
-        str(certificate),
-    ]
-    subprocess.run(made, check=True, capture_output=True)
-    ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    ours.load_cert_chain(certificate, key)
-    theirs = ssl.create_default_context(cafile=str(certificate))
-    with running(loop, tmp_path / "blobs", tls=ours) as server:
-        connection = http.client.HTTPSConnection(
-            "127.0.0.1", server.port, timeout=10, context=theirs
-        )
-        for path in CONTENTS:
-            assert ask(connection, path)[2] == CONTENTS[path]
-        assert ask(connection, "/large", Range="bytes=7-1000006")[2] == LARGE[7:1_000_007]
-        assert ask(connection, "/huge", Range="bytes=0-0,9-9")[0] == 206
-        connection.close()

@@ -11,8 +11,8 @@ from node.election import Candidate, Deposed, Leadership
 from node.errors import MetadataUnavailable
 from node.records import Cursor, Parked
 from node.reference import Repository
-from node.wire import codec, feed_codec
-from node.wire.feed_codec import FollowRecord
+from node.wire import codec, follow_codec
+from node.wire.follow_codec import FollowRecord
 from replicator.book import Ledger, Parks
 from replicator.checkpoint import Checkpoint
 from tests.fake_kv import Fault, MemoryKV, once
@@ -99,8 +99,30 @@ def test_a_park_goes_when_all_that_was_left_out_is_caught_up() -> None:
     assert parks.take_unwritten() == {A: None}
 
 
+def test_what_a_scan_told_is_counted_while_it_is_at_work() -> None:
+    """Down to one: only the end of the park says that all is here.  A failure ends it, too."""
+    parks = _parks(_Time(), {B: Parked(1, 2, 0, "at work", 4, scanned=5)})
+    parks.park(A, 5, 6, "at work", at_work=True, scanned=2)
+    parks.extend(A, 7, scanned=1)
+    parks.extend(A, 8)
+    assert parks.at_work == 8
+    for _ in range(5):
+        parks.landed(A)
+    assert parks.at_work == 6
+    parks.failed(B, "no blob")
+    assert parks.at_work == 1
+    parks.caught_up(A, as_of=7)
+    assert parks.at_work == 0, "what is left came after the scan"
+    parks.park(A, 5, 6, "at work", at_work=True, scanned=2)
+    parks.begin_scan()
+    assert parks.at_work == 0, "it will be told anew"
+
+
 def test_pauses_grow_and_are_bounded() -> None:
-    """Each failure doubles the pause, to five minutes; being hurried ends it."""
+    """Each failure doubles the pause, to five minutes; being hurried ends it, and begins anew.
+
+    A peer that is back may not have all of it back at once: the next look is a second later.
+    """
     clock = _Time()
     parks = _parks(clock)
     parks.park(A, 1, 1, "why")
@@ -112,6 +134,11 @@ def test_pauses_grow_and_are_bounded() -> None:
     assert pauses[-1] == pytest.approx(300)
     parks.hurry(A)
     assert parks.due_in(A) <= 0
+    parks.failed(A, "not yet")
+    assert parks.due_in(A) == pytest.approx(1)
+    park = parks.get(A)
+    assert park is not None
+    assert park.record.attempts == 14
 
 
 def test_what_could_not_be_written_is_written_later() -> None:
@@ -135,13 +162,13 @@ async def test_what_is_saved_is_loaded() -> None:
     kv = MemoryKV()
     checkpoint = Checkpoint(kv, "fra", await _leader(kv))
     assert (await checkpoint.load()).cursor == Cursor("", 0)
-    parked = Parked(3, 4, 1, "why", 5)
+    parked = Parked(3, 4, 1, "why", 5, 6, 7)
     await checkpoint.save(Cursor("life", 9), {A: parked, B: parked}, STATUS)
     await checkpoint.save(Cursor("life", 10), {B: None}, STATUS)
     standing = await Checkpoint(kv, "fra", await _leader(kv)).load()
     assert standing.cursor == Cursor("life", 10)
     assert standing.parked == {A: parked}
-    assert feed_codec.decode_follow(kv.entries()[keys.status("fra")]) == STATUS
+    assert follow_codec.decode_follow(kv.entries()[keys.status("fra")]) == STATUS
 
 
 async def test_a_deposed_follower_saves_nothing() -> None:

@@ -16,12 +16,12 @@ from gateway.feed import FeedServer
 from node import keys
 from node.change import Change
 from node.config import ConfigError
-from node.config_models import Address
+from node.config_values import Address
 from node.digest import Digest
 from node.errors import Denied, PeerUnavailable, Unauthenticated
 from node.keys import ManifestName, Name, TagName
 from node.kv import Put
-from node.records import Cursor
+from node.records import Cursor, Report
 from node.reference import Repository, Tag
 from node.register import Register
 from node.telemetry import Metrics
@@ -32,7 +32,7 @@ from node.wire.feed_codec import BATCH_BYTES, BATCH_CHANGES, Batch
 from node.wire.feed_pb2_grpc import FeedStub
 from replicator.feed_client import FeedClient, FeedDamaged, FeedStream
 from tests.fake_kv import MemoryKV
-from tests.feeds import babbling, dialled, feed, peer_at, served, site_of, telling, told
+from tests.feeds import babbling, dialled, feed, peer_at, served, site_of, telling, told, unheard
 from tests.model import OTHER, REPOSITORY, Model, image_body
 from tests.ports import free_port
 from tests.waiting import eventually
@@ -105,12 +105,12 @@ async def test_a_cursor_of_this_life_is_gone_on_from(model: Model) -> None:
     assert {c.name.tag for c in followed.changes if isinstance(c.name, TagName)} == {"v2"}
 
 
-@pytest.mark.parametrize("cursor", [Cursor("another life", 4), Cursor("1", 10_000)])
-async def test_a_cursor_that_means_nothing_here_is_a_scan(model: Model, cursor: Cursor) -> None:
-    """Of another life, or of what was lost when this store was restored."""
+@pytest.mark.parametrize("revision", [4, 10_000])
+async def test_a_cursor_of_another_life_is_a_scan(model: Model, revision: int) -> None:
+    """Its revision means nothing here."""
     await model.image("v1")
     async with feed(model) as client:
-        found = await _scan(client, cursor)
+        found = await _scan(client, Cursor("another life", revision))
     assert len(found[0].changes) == 2
     assert found[0].scanning
 
@@ -187,13 +187,13 @@ async def test_acks_are_recorded_for_this_life_only(model: Model) -> None:
 
     def acked() -> int:
         value = model.kv.entries().get(keys.ack("nyc"))
-        return 0 if value is None else codec.decode_ack(value).revision
+        return 0 if value is None else codec.decode_ack(value).report.revision
 
     async with feed(model) as client, told(client, FROM_START) as (stream, batches):
         batch = await anext(batches)
-        await stream.ack(Cursor("another life", 2))
-        await stream.ack(Cursor("1", batch.head + 1000))
-        await stream.ack(Cursor("1", batch.head))
+        await stream.ack(Report("another life", 2))
+        await stream.ack(Report("1", batch.head + 1000))
+        await stream.ack(Report("1", batch.head))
         await eventually(lambda: acked() == batch.head, 5, "the ack is recorded")
 
 
@@ -251,7 +251,7 @@ async def test_a_stream_that_is_cancelled_under_an_ack_does_not_end_who_acks() -
     """It is told that the stream is over; only its own cancellation cancels it."""
     call: Any = _Cancelled()
     with pytest.raises(PeerUnavailable):
-        await FeedStream(call, "fra", lambda batch: batch).ack(Cursor("1", 2))
+        await FeedStream(call, "fra", lambda batch: batch).ack(Report("1", 2))
 
 
 # --- who calls
@@ -288,7 +288,7 @@ async def test_a_port_in_use_is_a_problem_of_the_configuration(model: Model) -> 
     """It is said by the key's name, and nobody shares a port silently."""
     port = free_port()
     async with served(site_of(model), [], port):
-        second = FeedServer(site_of(model), [], Metrics("gateway"))
+        second = FeedServer(site_of(model), [], Metrics("gateway"), heard=unheard)
         with pytest.raises(ConfigError, match=r"grpc\.listen"):
             await second.start(Address("127.0.0.1", port))
 

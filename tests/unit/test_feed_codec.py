@@ -14,12 +14,15 @@ from node.digest import Digest
 from node.globs import Filter
 from node.keys import ManifestName, Name, TagName
 from node.manifest import OCI_MANIFEST
-from node.records import Cursor, Pushed
+from node.records import Cursor, Pushed, Report
 from node.reference import Repository, Tag
 from node.register import Dot, Register
-from node.wire import feed_codec
+from node.wire import feed_codec, follow_codec, hello_codec
 from node.wire import feed_pb2 as pb
-from node.wire.feed_codec import Batch, FollowRecord, Hello, Start
+from node.wire.ack_codec import ack_message
+from node.wire.feed_codec import Batch, Start
+from node.wire.follow_codec import FollowRecord
+from node.wire.hello_codec import Hello
 
 DIGEST = Digest.of(b"manifest")
 ACTOR = "fra#1"
@@ -48,10 +51,10 @@ def test_requests_and_replies_arrive_as_they_were_sent() -> None:
     """Every other message too."""
     start = Start(Cursor("life", 3), Filter(("a/**",), ("v*",)))
     assert feed_codec.read_changes_request(feed_codec.start_message(start)) == start
-    ack = Cursor("life", 5)
-    assert feed_codec.read_changes_request(feed_codec.ack_message(ack)) == ack
+    ack = Report("life", 5)
+    assert feed_codec.read_changes_request(ack_message(ack)) == ack
     hello = Hello("fra", "life", 99, 4, filters="f")
-    assert feed_codec.read_hello(feed_codec.hello_reply(hello)) == hello
+    assert hello_codec.read_hello(hello_codec.hello_reply(hello)) == hello
     names: list[Name] = [_change().name, _tombstone().name]
     assert feed_codec.read_keys_request(feed_codec.keys_request(names)) == names
     reply = feed_codec.keys_reply([_tombstone()])
@@ -62,8 +65,8 @@ def test_requests_and_replies_arrive_as_they_were_sent() -> None:
     assert feed_codec.read_have_reply(feed_codec.have_reply([DIGEST])) == {DIGEST}
     asked = feed_codec.repository_request(Repository("a"), Filter())
     assert feed_codec.read_repository_request(asked) == ("a", Filter())
-    record = FollowRecord("following", 1, 2, 3, 4, "error", 5)
-    assert feed_codec.decode_follow(feed_codec.encode_follow(record)) == record
+    record = FollowRecord("following", 1, 2, 3, 4, "error", 5, unheard_since_ms=6)
+    assert follow_codec.decode_follow(follow_codec.encode_follow(record)) == record
 
 
 def _spoilt(spoil: Callable[[pb.Change], object]) -> pb.Change:

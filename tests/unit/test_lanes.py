@@ -12,7 +12,8 @@ import pytest
 from node.change import Change
 from node.errors import MetadataUnavailable, PeerUnavailable
 from node.keys import TagName
-from node.records import Cursor
+from node.manifest import Manifest
+from node.records import Cursor, Pushed
 from node.reference import Repository, Tag
 from node.register import Register
 from node.wire.feed_codec import Batch
@@ -26,7 +27,7 @@ A, B = Repository("a"), Repository("b")
 
 
 def _change(repository: Repository, revision: int) -> Change:
-    return Change(TagName(repository, Tag(f"t{revision}")), Register(), revision)
+    return Change(TagName(repository, Tag(f"t{revision}")), Register({"x": revision}), revision)
 
 
 def _batch(*changes: Change, revision: int = 0, scanning: bool = False) -> Batch:
@@ -41,6 +42,8 @@ class _Site:
     applied: list[tuple[Repository, int]] = field(default_factory=list)
     failing: dict[Repository, str] = field(default_factory=dict)
     held: dict[Repository, asyncio.Event] = field(default_factory=dict)
+    held_at: dict[int, asyncio.Event] = field(default_factory=dict)
+    here: set[tuple[Repository, int]] = field(default_factory=set)
     tried: list[int] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
     state: dict[Repository, list[Change]] = field(default_factory=dict)
@@ -50,13 +53,19 @@ class _Site:
     everywhere: bool = False
     unreadable: dict[Repository, str] = field(default_factory=dict)
     now: float = 0.0
+    followed: list[Register[Pushed]] = field(default_factory=list)
 
-    async def apply(self, change: Change) -> Result:
+    async def prepare(self, change: Change) -> None:
+        """See Applying."""
+
+    async def apply(self, change: Change, _body: Manifest | None = None) -> Result:
         """See Applying."""
         await asyncio.sleep(0)
         repository = change.name.repository
         if repository in self.held:
             await self.held[repository].wait()
+        if change.revision in self.held_at:
+            await self.held_at[change.revision].wait()
         if self.errors:
             raise self.errors.pop(0)
         if repository in self.failing:
@@ -64,6 +73,9 @@ class _Site:
         self.tried.append(change.revision)
         if change.revision in self.bad:
             return Parked(f"{change.revision} is bad", self.everywhere)
+        if before := (repository, change.revision) in self.here:
+            return Applied(before=before)
+        self.here.add((repository, change.revision))
         self.applied.append((repository, change.revision))
         return Applied()
 
@@ -95,6 +107,7 @@ class _Site:
                             ledger=ledger,
                             parks=parks,
                             news=lambda: None,
+                            applied=self.followed.append,
                         )
                     )
                     made.set()
@@ -214,6 +227,7 @@ async def test_work_that_takes_long_parks_its_repository_and_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A layer of many gigabytes holds neither the cursor nor a place, and is not begun anew."""
+    monkeypatch.setattr(lanes_module, "HELD_S", 0.01)
     monkeypatch.setattr(lanes_module, "OVERDUE_S", 0.01)
     monkeypatch.setattr(lanes_module, "AT_ONCE", 1)
     site = _Site(held={A: asyncio.Event()}, as_of=9)
@@ -222,16 +236,39 @@ async def test_work_that_takes_long_parks_its_repository_and_goes_on(
         lanes.take(_batch(_change(B, 2)))
         await _cursor(lanes, 2)
         assert lanes.parks.get(A) is not None
+        assert lanes.parks.last_failure is None, "nothing has failed"
         assert site.applied == [(B, 2)]
         site.held[A].set()
         await eventually(lambda: lanes.parks.get(A) is None, 5, "it has caught up")
     assert site.applied == [(B, 2), (A, 1)]
 
 
+async def test_what_a_scan_told_counts_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one while a repository catches up, whatever of it was here before."""
+    monkeypatch.setattr(lanes_module, "OVERDUE_S", 0.01)
+    site = _Site(held={A: asyncio.Event()}, as_of=9, here={(A, 1)})
+    site.state = {A: [_change(A, n) for n in range(1, 5)]}
+    async with site.lanes() as lanes:
+        lanes.take(_batch(*site.state[A][1:], scanning=True))
+        lanes.take(_batch(revision=9))
+        await _cursor(lanes, 9)
+        lanes.take(_batch(*site.state[A][1:], scanning=True), again=True)
+        assert lanes.parks.at_work == 3, "comparing is no scan"
+        site.bad = frozenset({4})
+        site.held.pop(A).set()
+        site.held_at[4] = asyncio.Event()
+        await eventually(lambda: lanes.parks.at_work == 1, 5, "the last is at work")
+        assert site.applied == [(A, 2), (A, 3)]
+        site.held_at[4].set()
+        await eventually(lambda: lanes.parks.at_work == 0, 5, "it has failed")
+        assert lanes.parks.last_failure == "4 is bad"
+
+
 async def test_a_catch_up_that_takes_long_keeps_no_other_from_catching_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It gives its place back and goes on without one."""
+    monkeypatch.setattr(lanes_module, "HELD_S", 0.01)
     monkeypatch.setattr(lanes_module, "OVERDUE_S", 0.01)
     monkeypatch.setattr(lanes_module, "CATCHING_UP", 1)
     site = _Site(failing={A: "no blob", B: "no blob"}, as_of=9)
@@ -239,6 +276,7 @@ async def test_a_catch_up_that_takes_long_keeps_no_other_from_catching_up(
     async with site.lanes() as lanes:
         lanes.take(_batch(_change(A, 1), _change(B, 2)))
         await eventually(lambda: len(lanes.parks) == 2, 5, "both are parked")
+        assert lanes.parks.last_failure == "no blob"
         site.failing.clear()
         site.held[A] = asyncio.Event()
         lanes.hurry()
@@ -291,6 +329,22 @@ async def test_a_change_that_cannot_be_read_parks_its_repository_only() -> None:
 
         await eventually(caught_up, 5, "it has caught up")
     assert (B, 3) in site.applied
+
+
+async def test_what_was_followed_is_counted_once_applied() -> None:
+    """Also what was left out meanwhile, when it has caught up; never what a scan told."""
+    site = _Site(failing={B: "no blob"}, as_of=9)
+    first, second, old = _change(A, 1), _change(B, 2), _change(B, 1)
+    site.state = {B: [old, second]}
+    async with site.lanes() as lanes:
+        lanes.take(_batch(_change(A, 3), scanning=True))
+        lanes.take(_batch(first, second))
+        await eventually(lambda: lanes.parks.get(B), 5, "it is parked")
+        assert site.followed == [first.register]
+        site.failing.clear()
+        lanes.hurry()
+        await eventually(lambda: lanes.parks.get(B) is None, 5, "it has caught up")
+    assert site.followed == [first.register, second.register]
 
 
 async def test_a_new_life_of_the_source_forgets_what_waits() -> None:

@@ -59,7 +59,7 @@ HERE = pushed(IMAGE)
 DELETED = HERE.delete(Dot("b", 9))
 READY = HeldManifest(
     register=NEVER,
-    parents=frozenset(),
+    parents={},
     uncleared=False,
     body_here=True,
     manifest=BODY,
@@ -81,7 +81,7 @@ class Row:
 
 
 _ALIVE = replace(READY, register=HERE)
-_NEEDED = replace(_ALIVE, parents=frozenset({PARENT}))
+_NEEDED = replace(_ALIVE, parents={PARENT: pushed(PARENT)})
 _CHILDLESS = replace(READY, missing_children=(MANIFEST_CHILD,))
 _LAYERLESS = replace(READY, missing_children=(replace(MANIFEST_CHILD, media_type="x/layer"),))
 
@@ -158,10 +158,92 @@ ROWS = (
 )
 
 
+_OTHER = HERE.delete(Dot("c", 4))
+_REPLACED = pushed(IMAGE, actor="b", n=9, before=HERE)
+_PARENT_HERE = pushed(PARENT)
+_PARENT_DEAD = change(PARENT_NAME, _PARENT_HERE.delete(Dot("b", 8)))
+_STAGED = replace(_ALIVE, parents={PARENT: NEVER})
+
+ARCHIVE_ROWS = (
+    Row("what lives here lives on, as it is", Done(), theirs=DELETED, held=_ALIVE),
+    Row("a tombstone of what never was here is not kept", Done(), theirs=DELETED),
+    Row(
+        "what was deleted here is dead, and tombstones add nothing",
+        Done(),
+        theirs=DELETED,
+        held=replace(READY, register=_OTHER),
+    ),
+    Row(
+        "what a crash left of a delete made here is cleared",
+        Clear(),
+        theirs=DELETED,
+        held=replace(READY, register=_OTHER, uncleared=True),
+    ),
+    Row("a push that replaces is taken", ApplyManifest(_REPLACED), theirs=_REPLACED, held=_ALIVE),
+    Row(
+        "a delete that left another push is taken",
+        ApplyManifest(merge(DELETED, pushed(IMAGE, actor="c"))),
+        theirs=merge(DELETED, pushed(IMAGE, actor="c")),
+        held=_ALIVE,
+    ),
+    Row(
+        "where an index needs it, the source is asked whether that is dead",
+        Ask((PARENT_NAME,)),
+        theirs=DELETED,
+        held=_NEEDED,
+    ),
+    Row(
+        "with its index deleted too, nobody else needs it",
+        Done(),
+        theirs=DELETED,
+        held=_NEEDED,
+        told={PARENT_NAME: _PARENT_DEAD},
+    ),
+    Row(
+        "under an index that lives it lives on for all",
+        Keep(DELETED),
+        theirs=DELETED,
+        held=_NEEDED,
+        told={PARENT_NAME: change(PARENT_NAME, _PARENT_HERE)},
+    ),
+    Row(
+        "under an index that the source has not heard of it lives on for all",
+        Keep(DELETED),
+        theirs=DELETED,
+        held=_NEEDED,
+        told={PARENT_NAME: None},
+    ),
+    Row(
+        "under an index that was pushed again it lives on for all",
+        Keep(DELETED),
+        theirs=DELETED,
+        held=replace(_ALIVE, parents={PARENT: pushed(PARENT, n=7)}),
+        told={PARENT_NAME: _PARENT_DEAD},
+    ),
+    Row(
+        "under an index that is being pushed it lives on for all",
+        Keep(DELETED),
+        theirs=DELETED,
+        held=_STAGED,
+        told={PARENT_NAME: _PARENT_DEAD},
+    ),
+)
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.promise)
 def test_the_next_step_of_a_manifest(row: Row) -> None:
     """Body, blobs, children, manifest; and a tombstone takes no child from a live index."""
-    assert plan_manifest(NAME, change(NAME, row.theirs), row.held, row.told or {}) == row.step
+    told = row.told or {}
+    step = plan_manifest(NAME, change(NAME, row.theirs), row.held, told, deletes=True)
+    assert step == row.step
+
+
+@pytest.mark.parametrize("row", ARCHIVE_ROWS, ids=lambda row: row.promise)
+def test_the_next_step_where_the_peers_deletes_are_not_taken(row: Row) -> None:
+    """Nothing dies of what the peer says, and nothing is told to it that it has deleted."""
+    told = row.told or {}
+    step = plan_manifest(NAME, change(NAME, row.theirs), row.held, told, deletes=False)
+    assert step == row.step
 
 
 def _tag(
@@ -169,8 +251,11 @@ def _tag(
     manifest: Register[Pushed],
     mine: Register[Pushed] = NEVER,
     told: Told | None = None,
+    *,
+    deletes: bool = True,
 ) -> object:
-    return plan_tag(TAG, change(TAG, theirs), HeldTag(mine, {IMAGE: manifest}, NOTHING), told or {})
+    held = HeldTag(mine, {IMAGE: manifest, CHILD: pushed(CHILD)}, NOTHING)
+    return plan_tag(TAG, change(TAG, theirs), held, told or {}, deletes=deletes)
 
 
 def test_a_tag_comes_last() -> None:
@@ -212,3 +297,27 @@ def test_concurrent_pushes_to_a_tag_both_stay() -> None:
     mine, theirs = HERE, pushed(IMAGE, actor="b")
     held = Register({"a": 1, "b": 1}, {**mine.siblings, **theirs.siblings})
     assert _tag(theirs, held, mine=mine) == ApplyTag(held, frozenset())
+
+
+def test_a_tag_that_the_peer_has_deleted_stays() -> None:
+    """Where its deletes are not taken, a tombstone is not applied, here or never here."""
+    assert _tag(DELETED, HERE, mine=HERE, deletes=False) == Done()
+    assert _tag(DELETED, HERE, deletes=False) == Done()
+
+
+def test_a_tag_that_the_peer_has_moved_moves() -> None:
+    """Keeping deletes out keeps no push out, of one sibling or of several."""
+    moved = pushed(IMAGE, n=2, before=HERE)
+    assert _tag(moved, moved, mine=HERE, deletes=False) == ApplyTag(moved, frozenset())
+    both = Register({"a": 1, "b": 1}, {**HERE.siblings, **pushed(IMAGE, actor="b").siblings})
+    one = both.without([Dot("a", 1)], Dot("c", 9))
+    assert _tag(one, both, mine=both, deletes=False) == ApplyTag(one, frozenset())
+
+
+def test_a_tag_of_what_the_peer_has_just_deleted_is_late() -> None:
+    """It is about to let the tag go; what the tag shows here is not touched before."""
+    moved = pushed(IMAGE, n=2, before=HERE)
+    told: Told = {NAME: change(NAME, moved.delete(Dot("b", 9)))}
+    late = Wait(f"the push of manifest {IMAGE} is not here yet")
+    assert _tag(moved, HERE, mine=HERE, told=told, deletes=False) == late
+    assert _tag(moved, NEVER, mine=HERE, told=told, deletes=False) == late
