@@ -18,14 +18,15 @@ import tempfile
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, TypeAlias, get_args
+from typing import Any, Final, TypeAlias, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from node.config_checks import contradictions, secret_problems
-from node.config_models import Address, Config, Peer
+from node.config_checks import contradictions, secret_problems, tls_problems
+from node.config_models import Config, Peer
+from node.config_values import Address, Section, is_loopback_url
 
 __all__ = [
     "Address",
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 Location: TypeAlias = tuple[str | int, ...]
+S = TypeVar("S", bound=Section)
 
 _PREFIX: Final = "ENTREPOT_"
 # By this a process knows whose child it is (node/supervisor.py), and says so (node/health.py).
@@ -98,7 +100,8 @@ def load(file: Path | None, data: Path, environ: Mapping[str, str] = os.environ)
     problems += dict.fromkeys(_render(error, variables) for error in errors)
     config = _with_absolute_paths(config, (file.parent if file else data).absolute())
     unknown = {_path(_place(error)) for error in errors}
-    problems += [*contradictions(config, unknown), *secret_problems(config.peers)]
+    problems += contradictions(config, unknown)
+    problems += [*secret_problems(config), *tls_problems(config)]
     if problems:
         raise ConfigError(*problems)
     return config
@@ -106,9 +109,15 @@ def load(file: Path | None, data: Path, environ: Mapping[str, str] = os.environ)
 
 def warnings(config: Config, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """What an operator should know although the process can start, one sentence each."""
-    found = ["no auth section: everybody may do everything"]
-    if not all(address.is_loopback for address in config.http.listen):
+    known = config.http.tls.client_ca is not None
+    everybody = "everybody who has a certificate" if known else "everybody"
+    may = "read" if config.read_only else "do"
+    found = [f"there are no users yet: {everybody} may {may} everything"]
+    if not known and not all(address.is_loopback for address in config.http.listen):
         found.append("http.listen is open to other machines, and anybody there may push and delete")
+    etcd = config.metadata.etcd
+    if etcd and not etcd.is_secure and not all(is_loopback_url(url) for url in etcd.endpoints):
+        found.append("metadata.etcd.endpoints are other machines, spoken to without TLS")
     left_over = sorted(name for name in environ if name.startswith("REGISTRY_"))
     found += [f"{name} is a variable of registry:2 and means nothing here" for name in left_over]
     return tuple(found)
@@ -120,10 +129,9 @@ def ensure_folders(config: Config) -> None:
     Raises:
         ConfigError: One of them can't be made or written.
     """
-    folders = {
-        "metadata.sqlite.path": config.metadata.sqlite.path.parent,
-        "blobs.files.root": config.blobs.files.root,
-    }
+    folders = {"blobs.files.root": config.blobs.files.root}
+    if not config.metadata.etcd:
+        folders = {"metadata.sqlite.path": config.metadata.sqlite.path.parent, **folders}
     problems = []
     for key, folder in folders.items():
         try:
@@ -267,6 +275,9 @@ def _mend(given: dict[str, object], place: Location) -> None:
             _within(given, place[:-1])[n] = dict(_ANY_PEER)
         case ("peers", int(), str(key)) if key in _ANY_PEER:
             _within(given, place[:-1])[key] = _ANY_PEER[key]
+        case ("metadata", "etcd", *_):
+            # Without its endpoints it is none.
+            _within(given, place[:1]).pop("etcd", None)
         case _:
             while isinstance(place[-1], int):
                 place = place[:-1]
@@ -359,22 +370,18 @@ def _keys_beside(location: Location) -> Iterable[str]:
 # --- what is found to be right
 
 
-def _with_absolute_paths(config: Config, base: Path) -> Config:
-    sqlite = config.metadata.sqlite
-    files = config.blobs.files
-    return config.model_copy(
-        update={
-            "metadata": config.metadata.model_copy(
-                update={"sqlite": sqlite.model_copy(update={"path": base / sqlite.path})}
-            ),
-            "blobs": config.blobs.model_copy(
-                update={"files": files.model_copy(update={"root": base / files.root})}
-            ),
-            "peers": tuple(
-                peer.model_copy(update={"secret_file": base / peer.secret_file})
-                if peer.secret_file
-                else peer
-                for peer in config.peers
-            ),
-        }
-    )
+def _with_absolute_paths(section: S, base: Path) -> S:
+    """The section, and all inside of it, with the paths that are relative beginning at `base`."""
+    return section.model_copy(update={name: _absolute(value, base) for name, value in section})
+
+
+def _absolute(value: object, base: Path) -> object:
+    match value:
+        case Path():
+            return base / value
+        case Section():
+            return _with_absolute_paths(value, base)
+        case tuple():
+            return tuple(_absolute(one, base) for one in value)
+        case _:
+            return value

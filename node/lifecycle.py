@@ -3,7 +3,8 @@
 Promises of `run`:
 
 - **Nothing runs unwatched.** Background work is started by `Lifecycle.spawn` and nowhere else.  If
-  it fails, the traceback is logged and the process drains and ends with status 1.
+  it fails, the traceback is logged and the process drains and ends with status 1; where that is
+  no failure (`StartAgain`), the reason is logged and the rest is the same.
 - **Last started, first stopped.** Tasks and `on_stop` steps are undone in the reverse order of
   their start, so that nothing is closed before what stands on it.
 - **It ends.** SIGTERM, SIGINT, the end of the supervisor's pipe or `Lifecycle.stop` begin the
@@ -20,13 +21,14 @@ import argparse
 import asyncio
 import errno
 import os
+import resource
 import signal
 import socket
 import stat
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -44,6 +46,10 @@ _LAST_S: Final = 1.5
 Step: TypeAlias = Callable[[], Awaitable[None]]
 
 _log = structlog.stdlib.get_logger(__name__)
+
+
+class StartAgain(Exception):
+    """The process has to end and to be started anew, for a reason that is no failure of it."""
 
 
 class Lifecycle:
@@ -66,9 +72,13 @@ class Lifecycle:
 
     def fail(self, what: str, error: BaseException) -> None:
         """Log an error that nobody handles and begin the drain; the exit status will be 1."""
-        _log.error(f"{what} failed", exc_info=error)
         self.failed = True
-        self.stop(f"{what} failed")
+        if isinstance(error, StartAgain):
+            _log.warning("this process has to start again", reason=str(error))
+            self.stop(str(error))
+        else:
+            _log.error(f"{what} failed", exc_info=error)
+            self.stop(f"{what} failed")
 
     def spawn(self, name: str, work: Coroutine[object, object, None]) -> None:
         """Run work until it is done, or is cancelled when its turn in the drain comes.
@@ -127,6 +137,7 @@ def main(
     parser.add_argument("--with-parent", action="store_true")
     arguments = parser.parse_args(argv)
     configure_logs(program)
+    _allow_descriptors()
     try:
         config = load(arguments.config, arguments.data)
         ensure_folders(config)
@@ -135,6 +146,13 @@ def main(
     for warning in warnings(config):
         _log.warning(warning)
     return run(lambda lifecycle: service(config, lifecycle), with_parent=arguments.with_parent)
+
+
+def _allow_descriptors() -> None:
+    """Take as many descriptors as may be had: the usual soft limit is made for `select`."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError):  # macOS says "infinity" and means less
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def run(

@@ -7,7 +7,8 @@ Promises:
 - `stop` asks the children to drain and gives them 30 s; `kill` gives them nothing.
 - If the supervisor itself is killed, the end of the pipe that is its children's stdin makes them
   drain and leave, so that nothing holds the ports.
-- One supervisor at a time in a folder, and none while children of the one before are still there.
+- One supervisor at a time in each folder of its own, and none while children of the one before are
+  still there.
 
 Children are started by exec, never by fork (grpc does not survive it), each in a session of its
 own: Ctrl-C reaches the supervisor only, and it decides.
@@ -174,40 +175,66 @@ def _signal(
 
 
 @asynccontextmanager
-async def sole(folder: Path, wait_s: float = DRAIN_S) -> AsyncIterator[int]:
-    """Be the only supervisor in a folder; gives a descriptor that the children have to inherit.
+async def sole(
+    folders: Mapping[str, Path],
+    wait_s: float = DRAIN_S,
+    *,
+    together: Mapping[str, Path] | None = None,
+) -> AsyncIterator[tuple[int, ...]]:
+    """Be the only supervisor in some folders; gives descriptors that the children have to inherit.
 
-    A supervisor that was killed leaves children that are still draining: they hold the descriptor,
-    and are waited for, at most `wait_s`.
+    `folders` go by the key that names each, and are made if they are not there.  A supervisor that
+    was killed leaves children that are still draining: they hold the descriptors, and are waited
+    for, at most `wait_s`.  In those for use `together` others may be who say so as well.
 
     Raises:
-        ConfigError: Another supervisor, or children of one, work in the folder.
+        ConfigError: Another supervisor, or children of one, work in a folder, or it has no locks.
     """
+    # Two names of one folder: the second lock would be refused for the first.
+    once: dict[Path, str] = {}
+    for key, folder in folders.items():
+        once.setdefault(folder.resolve(), key)
     with ExitStack() as locks:
-        if (own := _lock(folder / "serve.lock")) is None:
-            raise ConfigError(f"{folder}: another `entrepot serve` works in this folder")
-        locks.callback(os.close, own)
-        if (shared := await _lock_within(folder / "processes.lock", wait_s)) is None:
-            raise ConfigError(f"{folder}: processes of an earlier `entrepot serve` are still there")
-        locks.callback(os.close, shared)
-        yield shared
+        for key, folder in (together or {}).items():
+            if (ours := _lock(key, folder / "serve.lock", fcntl.LOCK_SH)) is None:
+                raise ConfigError(f"{key}: another `entrepot serve` works alone in {folder}")
+            locks.callback(os.close, ours)
+        for folder, key in once.items():
+            if (own := _lock(key, folder / "serve.lock")) is None:
+                raise ConfigError(f"{key}: another `entrepot serve` works in {folder}")
+            locks.callback(os.close, own)
+        shared = []
+        for folder, key in once.items():
+            if (lock := await _lock_within(key, folder / "processes.lock", wait_s)) is None:
+                problem = f"processes of an earlier `entrepot serve` are still there in {folder}"
+                raise ConfigError(f"{key}: {problem}")
+            locks.callback(os.close, lock)
+            shared.append(lock)
+        yield tuple(shared)
 
 
-async def _lock_within(path: Path, wait_s: float) -> int | None:
+async def _lock_within(key: str, path: Path, wait_s: float) -> int | None:
     clock = asyncio.get_running_loop().time
     deadline = clock() + wait_s
     # Another process lets go of it: there is no event here to wait for.
-    while (lock := _lock(path)) is None and clock() < deadline:  # noqa: ASYNC110
+    while (lock := _lock(key, path)) is None and clock() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(FIRST_PAUSE_S)
     return lock
 
 
-def _lock(path: Path) -> int | None:
+def _lock(key: str, path: Path, kind: int = fcntl.LOCK_EX) -> int | None:
     """Hold a file, until its descriptor and all that inherited it are closed; None: it is held."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as err:
+        raise ConfigError(f"{key}: {path} can't be opened: {err.strerror}") from err
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         return None
+    except OSError as err:
+        os.close(descriptor)
+        raise ConfigError(f"{key}: {path} can't be locked: {err.strerror}") from err
     return descriptor

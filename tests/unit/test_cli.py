@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -26,16 +27,23 @@ from tests.waiting import eventually
 Outcome = tuple[int, str, str]
 Entrepot = Callable[..., Outcome]
 
-SITE: Final = {"site": "fra", "incarnation": "i", "version": "0.1.0", "revision": 123}
+SITE: Final = {
+    "site": "fra",
+    "incarnation": "i",
+    "version": "0.1.0",
+    "revision": 123,
+    "health": ["127.0.0.1:5002"],
+}
 PEER: Final = {
     "site": "nyc",
     "state": "following",
-    "lag_keys": 0,
+    **dict.fromkeys(("lag_keys", "parked", "behind", "bytes_to_go"), 0),
     "lag_s": 0.0,
-    "parked": 0,
     "last_error": None,
     "cursor": 12,
     "acked": 34,
+    "in_sync": False,
+    **dict.fromkeys(("compared", "progress", "seconds_left")),
 }
 
 
@@ -105,7 +113,13 @@ def test_a_configuration_that_is_wrong(entrepot: Entrepot, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nonsense"], ["serve", "--nonsense"], ["demo", "--base-port", "0"], ["config", "check"]],
+    [
+        ["nonsense"],
+        ["serve", "--nonsense"],
+        ["serve", "--workers", "0"],
+        ["demo", "--base-port", "0"],
+        ["config", "check"],
+    ],
 )
 def test_what_is_no_command_is_a_usage_problem(entrepot: Entrepot, arguments: list[str]) -> None:
     """Status 2, for whatever the command line does not know."""
@@ -122,6 +136,15 @@ def test_a_site_that_follows_its_peers(entrepot: Entrepot) -> None:
     assert status == 0
     assert "Site fra" in output
     assert "nyc" in output
+
+
+def test_a_store_that_is_not_well_is_status_1(entrepot: Entrepot) -> None:
+    """What is wrong with the site's store is shown, and a script sees that something is."""
+    site = SITE | {"store": {"problems": ["leaderless: no leader [2 of 3]"]}}
+    with site_that_says({"/api/v1/site": site, "/api/v1/peers": {"peers": [PEER]}}) as url:
+        status, output, _ = entrepot("status", "--url", url)
+    assert status == 1
+    assert "leaderless: no leader [2 of 3]" in output
 
 
 @pytest.mark.parametrize("state", ["scanning", "parked", "unreachable", "refused", "starting"])
@@ -157,7 +180,8 @@ def test_status_for_scripts(entrepot: Entrepot) -> None:
     with site_that_says({"/api/v1/site": SITE, "/api/v1/peers": {"peers": [PEER]}}) as url:
         status, output, _ = entrepot("status", "--json", "--url", url)
     assert status == 0
-    assert json.loads(output) == {"url": url, "site": SITE, "peers": [PEER]}
+    site = SITE | {"store": {"problems": []}}
+    assert json.loads(output) == {"url": url, "site": site, "peers": [PEER]}
 
 
 @pytest.mark.parametrize(
@@ -232,6 +256,47 @@ def test_serve_on_addresses_that_are_taken(entrepot: Entrepot, tmp_path: Path) -
         f"http.listen[1]: {other} is in use",
         f"metrics.listen: {one} is in use",
     ]
+
+
+@contextmanager
+def shared_port(listening: bool) -> Iterator[int]:
+    """A port that another program has, and would share with any process of this user."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        port = free_port()
+        holder.bind(("127.0.0.1", port))
+        if listening:
+            holder.listen()
+        yield port
+
+
+@pytest.mark.parametrize("command", ["serve", "gateway"])
+@pytest.mark.parametrize("listening", [True, False], ids=["listening", "bound"])
+def test_workers_share_with_nobody_else(
+    entrepot: Entrepot, tmp_path: Path, command: str, listening: bool
+) -> None:
+    """Status 2 and a line, where a stranger has the port and the kernel would let both have it."""
+    file = tmp_path / "entrepot.yaml"
+    with shared_port(listening) as port:
+        own = free_ports((0, 1, 2))
+        file.write_text(
+            f"http: {{listen: ['127.0.0.1:{port}']}}\n"
+            f"grpc: {{listen: '127.0.0.1:{own}'}}\n"
+            f"metrics: {{listen: '127.0.0.1:{own + 1}'}}\n"
+            f"replicator: {{listen: '127.0.0.1:{own + 2}'}}\n"
+        )
+        status, output, errors = entrepot(command, "--config", str(file), "--workers", "2")
+    assert (status, output) == (2, "")
+    assert errors.splitlines() == [f"http.listen[0]: 127.0.0.1:{port} is in use"]
+
+
+def test_every_worker_knows_which_one_it_is(tmp_path: Path) -> None:
+    """The gateways differ in their numbers only, and there is one replicator."""
+    *gateways, replicator = Site(None, tmp_path, workers=3).children
+    assert [child.name for child in gateways] == ["gateway 0/3", "gateway 1/3", "gateway 2/3"]
+    assert [child.argv[-2:] for child in gateways] == [("--worker", f"{n}/3") for n in range(3)]
+    assert len({child.argv[:-1] for child in gateways}) == 1
+    assert (replicator.name, replicator.argv[3]) == ("replicator", "replicator")
 
 
 def addresses_of_its_own() -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from node.config import ConfigError, ensure_folders, load, warnings
-from node.config_models import Address
+from node.config_values import Address
 
 ROOT = Path(__file__).parents[2]
 PEER = {"site": "nyc", "http": "http://127.0.0.1:5100", "grpc": "127.0.0.1:5101"}
@@ -201,8 +201,10 @@ def test_two_listeners_never_share_an_address(tmp_path: Path) -> None:
     ("peer", "problem"),
     [
         pytest.param("site: local", "peers[0].site: local is this site's own name", id="itself"),
-        pytest.param("deletes: false", "peers[0].deletes: false is not built yet", id="no deletes"),
-        pytest.param("bandwidth: null", "peers[0].bandwidth: not built yet", id="bandwidth"),
+        pytest.param("deletes: some", "peers[0].deletes: expected true or", id="some deletes"),
+        pytest.param("bandwidth: fast", "peers[0].bandwidth: expected a rate", id="no rate"),
+        pytest.param("bandwidth: 100", "peers[0].bandwidth: ", id="a rate without a unit"),
+        pytest.param("bandwidth: 63kbit/s", "at least 64kbit/s", id="too slow a rate"),
         pytest.param("blobs_in_flight: 0", "must be at least 1, is 0", id="no blob in flight"),
         pytest.param("repositories: []", "may not be empty", id="no pattern"),
         pytest.param("repositories: [a//b]", "is no pattern of repositories", id="empty segment"),

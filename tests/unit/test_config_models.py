@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from node.config import Config, ConfigError, load
-from node.config_models import Address, NotBuilt, Reserve
+from node.config_values import Address, Bandwidth, NotBuilt, Reserve
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,8 +70,23 @@ def test_any_text_is_an_address_or_a_value_error(given_text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "bytes_per_s"),
+    [
+        ("100Mbit/s", 12_500_000),
+        ("12MB/s", 12_000_000),
+        ("1.5 GB/s", 1_500_000_000),
+        ("64kbit/s", 8_000),
+        ("1000000bit/s", 125_000),
+    ],
+)
+def test_a_bandwidth_is_in_bits_or_bytes(text: str, bytes_per_s: int) -> None:
+    """What providers sell and what tools show: both are taken, by powers of a thousand."""
+    assert Bandwidth.parse(text).bytes_per_s == bytes_per_s
+
+
+@pytest.mark.parametrize(
     ("given_text", "bytes_of_a_gib"),
-    [("5%", 53687091), ("0%", 0), ("0.5%", 5368709), ("10MiB", 10 * 2**20), ("1 GiB", 2**30)],
+    [("5%", 53687091), ("0%", 0), ("1.5%", 16106127), ("10MiB", 10 * 2**20), ("1 GiB", 2**30)],
 )
 def test_a_reserve_is_a_share_or_a_size(given_text: str, bytes_of_a_gib: int) -> None:
     """What stays free of a disk of 1 GiB."""
@@ -153,8 +168,9 @@ def test_the_walk_sees_both_kinds() -> None:
     found = dict(leaves(Config))
     assert found["http.public_url"]
     assert found["peers.secret_file"]
-    assert not found["http.tls"]
-    assert not found["peers.bandwidth"]
+    assert found["http.tls.certificate"]
+    assert not found["grpc.tls"]
+    assert found["peers.bandwidth"]
     assert not found["webhooks"]
 
 

@@ -61,8 +61,15 @@ def test_the_picture_of_the_layers_names_every_module() -> None:
     rows = re.findall(r"^\| [\w ]+ \| (`.*?) \| ", page, flags=re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`(\w+)[*/]*`", row)}
     # "and its parts": blob_files has blob_folders, config has config_models and config_checks.
-    parts = {"blob_folders", "config_models", "config_checks", "kv_sqlite_file"}
-    parts |= {"kv_sqlite_rows", "kv_sqlite_threads"}
+    parts = {"blob_folders", "config_models", "config_values", "config_checks", "kv_sqlite_file"}
+    parts |= {"kv_sqlite_rows", "kv_sqlite_threads", "kv_etcd_lines", "kv_etcd_members"}
+    parts |= {
+        "blob_bytes",
+        "kv_etcd_landmarks",
+        "kv_etcd_messages",
+        "kv_etcd_status",
+        "kv_etcd_watch",
+    }
     modules = {path.stem for path in (ROOT / "node").glob("*.py")} - {"__init__"}
     assert named - {"wire"} == modules - parts
 

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from structlog.testing import capture_logs
 
 from node.config import Address, ConfigError
+from node.life import LifeEnded
 from node.lifecycle import Lifecycle, binding
 from tests.ports import free_port
 from tests.waiting import eventually
@@ -64,6 +66,23 @@ async def test_work_that_fails_begins_the_drain() -> None:
     async with asyncio.timeout(10):
         await lifecycle.stopping.wait()
     assert lifecycle.failed
+
+
+async def test_who_has_to_start_again_is_no_failure_to_be_traced() -> None:
+    """The reason is a warning without a traceback; the status tells keepers to start it again."""
+    lifecycle = Lifecycle()
+
+    async def work() -> None:
+        raise LifeEnded("the metadata went back")
+
+    with capture_logs() as logs:
+        lifecycle.spawn("life", work())
+        async with asyncio.timeout(10):
+            await lifecycle.stopping.wait()
+    assert lifecycle.failed
+    (told,) = [line for line in logs if line["log_level"] != "info"]
+    assert (told["log_level"], told["reason"]) == ("warning", "the metadata went back")
+    assert "exc_info" not in told
 
 
 async def test_work_that_is_done_is_forgotten() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
 
+from node import remote as remotes
 from node.digest import Digest
 from node.errors import BlobUnknown, ManifestUnknown, PeerLied, PeerUnavailable
 from node.reference import Repository
@@ -34,8 +36,8 @@ async def _peer(answer: Answer) -> AsyncIterator[Remote]:
     await runner.cleanup()
 
 
-async def _read(remote: Remote, start: int = 0) -> bytes:
-    async with remote.blob(REPOSITORY, DIGEST, start) as blob:
+async def _read(remote: Remote, start: int = 0, most: int | None = None) -> bytes:
+    async with remote.blob(REPOSITORY, DIGEST, start, most) as blob:
         assert blob.size == SIZE
         return b"".join([chunk async for chunk in blob.chunks])
 
@@ -54,9 +56,10 @@ async def _honest(request: web.BaseRequest) -> web.StreamResponse:
     wanted = request.headers.get("Range")
     if wanted is None:
         return web.Response(body=CONTENT)
-    start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-    headers = {"Content-Range": f"bytes {start}-{SIZE - 1}/{SIZE}"}
-    return web.Response(status=206, body=CONTENT[start:], headers=headers)
+    first, _, last = wanted.removeprefix("bytes=").partition("-")
+    start, end = int(first), min(SIZE, int(last or SIZE) + 1)
+    headers = {"Content-Range": f"bytes {start}-{end - 1}/{SIZE}"}
+    return web.Response(status=206, body=CONTENT[start:end], headers=headers)
 
 
 async def test_a_blob_comes_whole_or_from_an_offset() -> None:
@@ -64,6 +67,9 @@ async def test_a_blob_comes_whole_or_from_an_offset() -> None:
     async with _peer(_honest) as remote:
         assert await _read(remote) == CONTENT
         assert await _read(remote, 9_000) == CONTENT[9_000:]
+        assert await _read(remote, 0, 100) == CONTENT[:100]
+        assert await _read(remote, 9_000, 100) == CONTENT[9_000:9_100]
+        assert await _read(remote, 9_000, SIZE) == CONTENT[9_000:]
 
 
 async def test_what_is_not_there_is_unknown() -> None:
@@ -94,6 +100,9 @@ async def test_other_answers_are_weather(status: int) -> None:
         f"bytes 10-{SIZE - 2}/{SIZE}",
         f"bytes 10-{SIZE - 1}/{SIZE + 1}",
         f"bytes 10-{SIZE - 1}/*",
+        "bytes 10-9/10",
+        "bytes 10-4/5",
+        f"bytes 10-9/{'9' * 5000}",
     ],
 )
 async def test_another_range_than_asked_for_is_not_taken(said: str) -> None:
@@ -102,6 +111,15 @@ async def test_another_range_than_asked_for_is_not_taken(said: str) -> None:
     async with _peer(_fixed(206, CONTENT[10:], headers)) as remote:
         with pytest.raises(PeerUnavailable):
             await _read(remote, 10)
+
+
+@pytest.mark.parametrize("last", [SIZE - 1, 108, 110])
+async def test_more_or_less_than_asked_for_is_not_taken(last: int) -> None:
+    """Of a part that was asked for, the end is as sure as the beginning."""
+    headers = {"Content-Range": f"bytes 10-{last}/{SIZE}"}
+    async with _peer(_fixed(206, CONTENT[10 : last + 1], headers)) as remote:
+        with pytest.raises(PeerUnavailable):
+            await _read(remote, 10, 100)
 
 
 async def test_a_whole_answer_to_a_range_is_not_taken() -> None:
@@ -166,11 +184,12 @@ async def test_a_cut_body_brings_what_came_first() -> None:
 
 
 async def test_nobody_there_is_weather() -> None:
-    """A refused connection is a peer that can't be reached."""
+    """A refused connection is a peer that can't be reached, in words that people are shown."""
     async with new_session() as session:
         remote = Remote(session, "fra", f"http://127.0.0.1:{free_port()}", {})
-        with pytest.raises(PeerUnavailable):
+        with pytest.raises(PeerUnavailable) as caught:
             await _read(remote)
+    assert caught.value.reason.startswith("no connection: Connect call failed")
 
 
 async def test_a_manifest_is_verified() -> None:
@@ -181,3 +200,45 @@ async def test_a_manifest_is_verified() -> None:
         async with _peer(_fixed(200, body)) as remote:
             with pytest.raises(PeerLied):
                 await remote.manifest(REPOSITORY, DIGEST, SIZE)
+
+
+async def test_a_head_that_never_ends_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that drips its head, line by line, keeps nobody for ever."""
+    monkeypatch.setattr(remotes, "HEAD_S", 0.3)
+
+    left = asyncio.Event()
+
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n")
+        while not writer.transport.is_closing():
+            writer.write(b"X: y\r\n")
+            await asyncio.sleep(0.05)
+        left.set()
+
+    server = await asyncio.start_server(drip, "127.0.0.1", port := free_port())
+    async with server, new_session() as session:
+        with pytest.raises(PeerUnavailable) as caught:
+            await _read(Remote(session, "fra", f"http://127.0.0.1:{port}", {}))
+        async with asyncio.timeout(10):
+            await left.wait()
+    assert not caught.value.reached
+
+
+async def test_a_manifest_has_a_time_to_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that comes byte by byte is no answer, however often a byte comes."""
+    monkeypatch.setattr(remotes, "HEAD_S", 0.5)
+    monkeypatch.setattr(remotes, "_LEAST_BYTES_PER_S", SIZE * 1000)
+
+    async def drip(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": str(SIZE)})
+        await response.prepare(request)
+        for at in range(SIZE):
+            if request.transport is None:
+                break
+            await response.write(CONTENT[at : at + 1])
+            await asyncio.sleep(0.05)
+        return response
+
+    async with _peer(drip) as remote:
+        with pytest.raises(PeerUnavailable):
+            await remote.manifest(REPOSITORY, DIGEST, SIZE)

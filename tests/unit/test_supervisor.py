@@ -212,28 +212,28 @@ asyncio.run(Supervisor([Child("one", {program.child.argv!r})]).run())
 
 async def test_a_folder_has_one_supervisor(tmp_path: Path) -> None:
     """A second site in the same folder would not see what the first one does."""
-    async with sole(tmp_path):
+    async with sole({"--data": tmp_path}):
         with pytest.raises(ConfigError) as caught:
-            async with sole(tmp_path):
+            async with sole({"--data": tmp_path}):
                 pass
     assert len(caught.value.problems) == 1
-    async with sole(tmp_path):
+    async with sole({"--data": tmp_path}):
         pass
 
 
 async def test_children_of_a_killed_supervisor_are_waited_for(tmp_path: Path) -> None:
     """The next one starts when they have let go of the folder, and of the ports."""
-    async with sole(tmp_path) as shared:
-        left = await asyncio.create_subprocess_exec("sleep", "60", pass_fds=[shared])
+    async with sole({"--data": tmp_path}) as shared:
+        left = await asyncio.create_subprocess_exec("sleep", "60", pass_fds=shared)
     try:
         with pytest.raises(ConfigError):
-            async with sole(tmp_path, wait_s=0.2):
+            async with sole({"--data": tmp_path}, wait_s=0.2):
                 pass
         async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
             entered = asyncio.Event()
 
             async def enter() -> None:
-                async with sole(tmp_path):
+                async with sole({"--data": tmp_path}):
                     entered.set()
 
             tasks.create_task(enter())
