@@ -13,7 +13,6 @@ from typing import Final
 import pytest
 import pytest_asyncio
 
-from tests.clients.conftest import Client
 from tests.clients.images import (
     empty_layer_image,
     large_image,
@@ -21,6 +20,7 @@ from tests.clients.images import (
     oci_layout,
     tar_layer,
 )
+from tests.clients.programs import Client
 from tests.clients.tools import Ctr, Docker, Podman, Skopeo, Tool
 from tests.faults.registry import Registry
 from tests.faults.stopped import check

@@ -6,17 +6,36 @@ the next pull has to fetch it again.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
-from tests.clients.conftest import Client
 from tests.clients.images import EMPTY_LAYER, Image, Index, docker_archive, oci_archive, tar_layer
+from tests.clients.programs import COMMAND_S, Client
 from tests.faults.registry import digest_of
+from tests.faults.wanlink import WanLink
+from tests.waiting import eventually
 
-LONG_S = 300.0
+LONG_S: Final = 300.0
+
+_SLOW: Final = 12e6  # bytes/s
+_UNDER_WAY: Final = 8 << 20
+
+
+async def interrupt(client: Client, link: WanLink, *command: str) -> None:
+    """Begin a command over a link, and end it after some mebibytes; they must be fewer than all."""
+    link.line.bytes_per_s = _SLOW
+    enough = link.passed_bytes + _UNDER_WAY
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(client.run(*command))
+        await eventually(lambda: link.passed_bytes > enough, COMMAND_S, "a body is under way")
+        running.cancel()
+    assert running.cancelled()
+    link.line.bytes_per_s = math.inf
 
 
 class Tool(Protocol):
@@ -128,24 +147,30 @@ class Ctr:
 
     async def push_all(self, image: Image | Index, name: str) -> str:
         """Import an image, or an index with all of its images, and push it."""
-        await self._take(image, name)
-        await self.client.run("images", "push", "--plain-http", name)
-        await self._forget(name)
+        await self.take(image, name)
+        await self.client.run("images", "push", "--plain-http", name, timeout_s=LONG_S)
+        await self.forget(name)
         return image.digest
 
-    async def _take(self, image: Image | Index, name: str) -> None:
+    async def take(self, image: Image | Index, name: str) -> None:
+        """Import an image, or an index with all of its images, under a name."""
         archive = oci_archive(self.folder / f"{secrets.token_hex(8)}.tar", image)
         base, _, _ = name.rpartition(":")
+        imported = f"{base}:{image.tag}"
         options = ("--base-name", base, "--all-platforms", "--no-unpack")
-        await self.client.run("images", "import", *options, archive)
-        await self.client.run("images", "tag", "--force", f"{base}:{image.tag}", name)
+        await self.client.run("images", "import", *options, archive, timeout_s=LONG_S)
+        if imported != name:
+            await self.client.run("images", "tag", "--force", imported, name)
+            await self.forget(imported)
 
     async def pull(self, name: str) -> str:
         """Pull all of its platforms, and ask containerd."""
-        await self.client.run("images", "pull", "--plain-http", "--all-platforms", name)
+        command = ("images", "pull", "--plain-http", "--all-platforms", name)
+        await self.client.run(*command, timeout_s=LONG_S)
         listed = (await self.client.run("images", "list", f"name=={name}")).splitlines()[1]
-        await self._forget(name)
+        await self.forget(name)
         return listed.split()[2]
 
-    async def _forget(self, name: str) -> None:
+    async def forget(self, name: str) -> None:
+        """Remove an image, and all of its content that no other name needs."""
         await self.client.run("images", "remove", "--sync", name)
