@@ -44,6 +44,7 @@ class State:
     blobs: dict[Digest, BlobRecord] = field(default_factory=dict)
     pins: dict[bytes, bytes] = field(default_factory=dict)
     references: dict[bytes, bytes] = field(default_factory=dict)
+    stages: set[ManifestName] = field(default_factory=set)
     indexes: dict[bytes, set[bytes]] = field(default_factory=dict)
 
     def live(self, name: ManifestName) -> bool:
@@ -73,6 +74,7 @@ def read_state(entries: Mapping[bytes, bytes]) -> State:
             state.references[key] = value
         elif kind in state.indexes:
             state.indexes[kind].add(key)
+    state.stages = {keys.staged(key) for key in entries if key.startswith(b"g/")}
     return state
 
 
@@ -92,6 +94,7 @@ def check_site(
         if register.live:
             _check_live(state, name, manifest_of(name.digest))
     _check_blobs(state)
+    _check_references(state)
     _check_tag_indexes(state)
     _check_manifest_indexes(state, manifest_of, quiet=quiet)
     if quiet:
@@ -114,6 +117,19 @@ def _check_blobs(state: State) -> None:
     for key in (*state.references, *state.pins):
         digest = Digest.take(key, 2)[0]
         require(digest in state.blobs, "a reference or pin of {} stands without its blob", digest)
+
+
+def _check_references(state: State) -> None:
+    for key in state.references:
+        name = _referring(key)
+        known = name in state.manifests or name in state.stages
+        require(known, "a reference by {} stands, and nobody will ever find it", name)
+
+
+def _referring(key: bytes) -> ManifestName:
+    _, start = Digest.take(key, 2)
+    repository = Repository(key[start : key.index(b"\0", start)].decode())
+    return ManifestName(repository, keys.referring(key))
 
 
 def _check_tag_indexes(state: State) -> None:
@@ -158,7 +174,6 @@ def _check_quiet(state: State) -> None:
             live = state.live(ManifestName(repository, value.digest))
             require(live, "tag {}:{} names a dead manifest {}", repository, tag, value.digest)
     for key in state.references:
-        _, start = Digest.take(key, 2)
-        repository = Repository(key[start : key.index(b"\0", start)].decode())
-        name = ManifestName(repository, keys.referring(key))
+        name = _referring(key)
         require(state.live(name), "a reference by {}, which is dead, is left", name)
+    require(not state.stages, "a stage of {} is left", state.stages)

@@ -9,7 +9,7 @@ from node.change import Change
 from node.digest import Digest
 from node.errors import PeerUnavailable, StorageFull
 from node.keys import Name
-from node.kv import only
+from node.kv import Entry, only
 from node.manifest import Descriptor
 from node.records import Cursor, Parked
 from node.reference import Repository
@@ -40,12 +40,16 @@ class Follower:
             changes = changes[: 1 + len(changes) // 3]
             revision = changes[-1].revision
             changes = [c for c in self.source.registers(cursor) if c.revision <= revision]
+        await self.take(self._disorder(changes))
+        await self._move(revision)
+
+    async def take(self, changes: Sequence[Change]) -> None:
+        """Apply changes in their order, or park their repositories; the cursor stays."""
         parked = await self.parked()
-        for change in self._disorder(changes):
+        for change in changes:
             repository = change.name.repository
             if repository in parked or not await self._apply(change):
                 parked = await self._park(repository, change.revision)
-        await self._move(revision)
 
     def _disorder(self, changes: list[Change]) -> list[Change]:
         """Repositories pass each other; within one there is order; some come twice."""
@@ -57,7 +61,8 @@ class Follower:
         return sent + sent[-2:] if self._network.chance(0.2) else sent
 
     async def _apply(self, change: Change) -> bool:
-        work = Apply(self.site.replica, self, self, self.site)
+        deletes = self.source.name not in self.site.kept_from
+        work = Apply(self.site.replica, self, self, self.site, deletes=deletes)
         result = await work.apply(change)
         return isinstance(result, Applied)
 
@@ -90,7 +95,14 @@ class Follower:
         entry = (await self.site.decider.look([only(keys.cursor(self.source.name))])).entry(
             keys.cursor(self.source.name)
         )
-        return 0 if entry is None else codec.decode_cursor(entry.value).revision
+        return self._revision(entry)
+
+    def _revision(self, entry: Entry | None) -> int:
+        """How far the source's life is applied; of an earlier one nothing counts."""
+        if entry is None:
+            return 0
+        cursor = codec.decode_cursor(entry.value)
+        return cursor.revision if cursor.incarnation == self.source.actor else 0
 
     async def _move(self, revision: int) -> None:
         """Move the cursor, guarded: a late write of an earlier one must not move it back."""
@@ -99,8 +111,8 @@ class Follower:
         def decision(txn: Transaction) -> None:
             entry = txn.seen.entry(key)
             txn.unchanged(key)
-            if entry is None or codec.decode_cursor(entry.value).revision < revision:
-                txn.put(key, codec.encode_cursor(Cursor("1", revision)))
+            if self._revision(entry) < revision:
+                txn.put(key, codec.encode_cursor(Cursor(self.source.actor, revision)))
 
         await self.site.decide(Repository(""), decision, [only(key)])
 

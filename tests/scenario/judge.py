@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
 
 from node import keys
 from node.keys import Name, TagName
@@ -17,6 +17,7 @@ from tests.scenario.oracle import Intent, Oracle, Write
 from tests.scenario.site import SimSite
 
 NEVER: Final[Register[Pushed]] = Register()
+View: TypeAlias = dict[Name, Register[Pushed]]
 
 
 class Judge:
@@ -28,14 +29,18 @@ class Judge:
         self._checked: dict[str, int] = {}
         self._cursors: dict[tuple[str, str], int] = {}
         self._parks: dict[tuple[str, str], list[Entry]] = {}
+        # Who else is to look after each write of a register.
+        self.watching: list[Callable[[], None]] = []
 
     def wrote(self, site: SimSite, intent: Intent, key: bytes, before: Register[Pushed]) -> None:
         """A site has just written a register."""
         name = parse_register(key)
         assert name is not None
         after = register(site, name)
-        write = Write(site.name, intent, name, before, after, lambda of: register(site, of))
+        write = Write(site.actor, intent, name, before, after, lambda of: register(site, of))
         self.oracle.wrote(write)
+        for look in self.watching:
+            look()
 
     def check(self, site: SimSite) -> None:
         """Check a site, if anything was written there since it was checked last."""
@@ -49,7 +54,7 @@ class Judge:
 
     def cursor(self, site: SimSite, source: SimSite) -> int:
         """How far a source was applied or parked at a site when it was checked last."""
-        return self._cursors.get((site.name, source.name), 0)
+        return self._cursors.get((site.actor, source.actor), 0)
 
     def _check_now(self, site: SimSite, *, quiet: bool) -> State:
         state = check_site(site.kv.entries(), lambda d: BY_DIGEST[d].manifest, quiet=quiet)
@@ -62,8 +67,10 @@ class Judge:
         """All up to the cursor is applied or parked, and the cursor never goes back."""
         rows = site.kv._stored.rows
         entry = rows.get(keys.cursor(source.name))
-        cursor = 0 if entry is None else codec.decode_cursor(entry.value).revision
-        lane = (site.name, source.name)
+        record = None if entry is None else codec.decode_cursor(entry.value)
+        told = record is not None and record.incarnation == source.actor
+        cursor = record.revision if record is not None and told else 0
+        lane = (site.actor, source.actor)
         known = self._cursors.get(lane, 0)
         parks = site.kv._stored.within(*keys.all_parked(source.name))
         if cursor == known and parks == self._parks.get(lane, []):
@@ -77,6 +84,8 @@ class Judge:
             mine = register(site, change.name)
             if merge(mine, change.register) == mine:
                 continue
+            if source.name in site.kept_from and all(map(mine.has_seen, change.register.siblings)):
+                continue
             parked = rows.get(keys.parked(source.name, change.name.repository))
             require(parked is not None, "the cursor {} passed {}, not applied", lane, change.name)
             if parked is not None:
@@ -85,22 +94,29 @@ class Judge:
                 require(inside, "the park of {} leaves {} out", lane, change.name)
 
     def compare(self) -> None:
-        """All sites are equal, sound, and what the oracle says."""
-        views: list[dict[Name, Register[Pushed]]] = []
+        """All sites are equal, sound, and what the oracle says; an archive has all that they have.
+
+        Whoever takes the deletes of one peer learns of all of them.
+        """
+        views: list[View] = []
+        archives: list[View] = []
         for site in self._sites:
             state = self._check_now(site, quiet=True)
-            view: dict[Name, Register[Pushed]] = {}
+            archive = len(site.kept_from) == len(self._sites) - 1
+            view: View = {}
             view.update(state.manifests.items())
             view.update(state.tags.items())
-            views.append(view)
-        for site, view in zip(self._sites, views, strict=True):
-            require(view == views[0], "{} and A differ", site.name)
+            (archives if archive else views).append(view)
+        told = views[0]
+        require(all(view == told for view in views), "sites differ")
+        for view in archives:
+            _check_archive(view, told)
         for name in self.oracle.created:
-            left = views[0].get(name, NEVER).siblings
+            left = told.get(name, NEVER).siblings
             require(left == self.oracle.survivors(name), "{} is not what the oracle says", name)
-        self._check_conflicts(views[0])
+        self._check_conflicts(told)
 
-    def _check_conflicts(self, view: dict[Name, Register[Pushed]]) -> None:
+    def _check_conflicts(self, view: View) -> None:
         """Every push that is not shown has raised its event, at each site (P5)."""
         told = {
             (site.name, event.repository, event.tag, event.digest)
@@ -120,6 +136,14 @@ class Judge:
                         event = (site.name, *name, value.digest)
                         hidden = value.digest != shown.digest
                         require(not hidden or event in told, "{} is in conflict, untold", name)
+
+
+def _check_archive(view: View, told: View) -> None:
+    """What lives elsewhere is here just so; what else is here comes back nowhere."""
+    for name in {*view, *told}:
+        mine, theirs = view.get(name, NEVER), told.get(name, NEVER)
+        require(mine == theirs or not theirs.live, "{} is not as told at the archive", name)
+        require(merge(theirs, mine) == theirs, "{} would come back from the archive", name)
 
 
 def register(site: SimSite, name: Name) -> Register[Pushed]:

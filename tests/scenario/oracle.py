@@ -22,17 +22,26 @@ from tests.scenario.checker import require
 class Intent:
     """What whoever writes is about: names that a client pushes or deletes, all else follows.
 
-    `keeps` says whether a manifest may be given a fresh dot to keep it for a live index.
+    `keeps` says whether a manifest may be given a fresh dot to keep it for a live index.  Who
+    resolves a conflict may replace what it `saw` of the tag, by a manifest that is live.  Without
+    `deletes` nothing that is live may die of it.
     """
 
     label: str
     names: frozenset[Name] = frozenset()
     keeps: Callable[[ManifestName], bool] = lambda _: False
+    saw: set[Dot] | None = None
+    deletes: bool = True
+
+    def replaces(self, name: Name, dot: Dot) -> bool:
+        """Whether it is there to overwrite or delete this sibling, if it finds it."""
+        seen = self.saw is None or isinstance(name, ManifestName) or dot in self.saw
+        return name in self.names and seen
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One register in one transaction; `manifest` tells the site's registers after it."""
+    """One register in one transaction; `site` is a life of one, `manifest` tells its registers."""
 
     site: str
     intent: Intent
@@ -75,6 +84,8 @@ class Oracle:
         """A site wrote a register."""
         for actor, n in write.before.ctx.items():
             require(write.after.ctx.get(actor, 0) >= n, "the context of {} went back", write)
+        if not write.after.live:
+            self._died(write)
         for dot in self.created[write.name]:
             known = write.before.has_seen(dot) and dot not in write.before.siblings
             if not known and write.after.has_seen(dot) and dot not in write.after.siblings:
@@ -83,11 +94,20 @@ class Oracle:
             if dot not in write.before.siblings:
                 self._add(write, dot, value)
 
+    def _died(self, write: Write) -> None:
+        """Without deletes nothing dies, but a tag of a manifest that was deleted here."""
+        if write.intent.deletes or not write.before.live:
+            return
+        seen = [dot for dot in self.created[write.name] if write.after.has_seen(dot)]
+        tag = write.name if isinstance(write.name, TagName) else None
+        here = tag is not None and any(self._is_deleted(write, tag, dot) for dot in seen)
+        require(here, "{} took what is to be kept", write)
+
     def _add(self, write: Write, dot: Dot, value: Pushed) -> None:
         back = dot in self.dropped[write.site, write.name]
         require(not back, "{}, which was dropped there before, came back to {}", dot, write)
         known = self.created[write.name].get(dot)
-        mine = dot.actor.startswith(write.site)
+        mine = dot.actor == write.site
         if known is not None:
             require(known == value, "{} of {} has changed its value", dot, write)
             require(not mine, "{} used {} twice", write, dot)
@@ -96,11 +116,13 @@ class Oracle:
         kept = isinstance(write.name, ManifestName) and write.intent.keeps(write.name)
         asked = write.name in write.intent.names or kept
         require(asked, "{} made {}, which nobody asked for", write, dot)
+        back = write.intent.saw is not None and isinstance(write.name, ManifestName)
+        require(write.before.live or not back, "{} chose what was deleted", write)
         self.created[write.name][dot] = value
 
     def _drop(self, write: Write, dot: Dot) -> None:
         """A site has seen the dot and has it not any more, or left it out at once."""
-        if write.name in write.intent.names and dot in write.before.siblings:
+        if write.intent.replaces(write.name, dot) and dot in write.before.siblings:
             self.overwritten[write.name].add(dot)
         if dot not in self.overwritten[write.name]:
             deleted = isinstance(write.name, TagName) and self._is_deleted(write, write.name, dot)

@@ -8,14 +8,16 @@ real ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import count
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from node import keys
 from node.blob_transactions import Copy, blob_ranges, finish_upload, hide, mount, standing, visible
 from node.blobs import Generation, SessionId
 from node.change import Change
 from node.clearing import clear, forget
+from node.conflicts import Conflict
 from node.digest import Digest
 from node.errors import BlobUnknown
 from node.keys import ManifestName, Name
@@ -38,6 +40,8 @@ from node.metadata import Metadata
 from node.records import UploadSession
 from node.reference import Repository, Tag
 from node.replica import Replica
+from node.scans import Scans
+from node.staging import Staging
 from node.stamps import Decider, Stamps
 from node.transaction import Transaction, gaps
 from node.wire import codec
@@ -45,6 +49,13 @@ from tests.clock import Clock
 from tests.fake_kv import MemoryKV
 from tests.scenario.checker import decode_register, parse_register, require
 from tests.scenario.images import BY_DIGEST, CONTENT, Image
+
+R = TypeVar("R")
+
+
+async def at_once(work: Callable[[], R], /) -> R:
+    """See InThread: there are no threads here."""
+    return work()
 
 
 class Network(Protocol):
@@ -70,23 +81,53 @@ class SimSite:
     """One site and all that runs there."""
 
     def __init__(
-        self, name: str, kv: MemoryKV, clock: Clock, network: Network, *, grace_ms: int
+        self,
+        name: str,
+        kv: MemoryKV,
+        clock: Clock,
+        network: Network,
+        kept_from: frozenset[str],
+        *,
+        grace_ms: int,
+        chunk: int,
     ) -> None:
         self.name = name
+        # The peers whose deletes are not taken.
+        self.kept_from = kept_from
         self._grace_ms = grace_ms
+        self._chunk = chunk
         self.kv = kv
         self.clock = clock
         self.files: set[tuple[Digest, Generation]] = set()
         self._network = network
         self._ids = count()
+        self.life = 1
         self.start()
 
     def start(self) -> None:
         """Begin, or begin again after a crash: only the KV and the files are as they were."""
-        stamps = Stamps(self.kv, f"{self.name}#1", grace_ms=self._grace_ms, clock_ms=self.clock)
+        stamps = Stamps(self.kv, self.actor, grace_ms=self._grace_ms, clock_ms=self.clock)
         self.decider = Decider(self.kv, self.kv, stamps)
-        self.metadata = Metadata(self.decider, new_id=self.new_id)
-        self.replica = Replica(self.decider, new_id=self.new_id)
+        self.staging = Staging(
+            self.decider,
+            new_id=self.new_id,
+            chunk=self._chunk,
+            pause=lambda _: self._network.pause(),
+        )
+        self.metadata = Metadata(self.decider, self.staging, new_id=self.new_id)
+        self.replica = Replica(self.decider, self.staging, new_id=self.new_id)
+        self._scans: dict[str, Scans] = {}
+
+    def scans(self, lane: str) -> Scans:
+        """The scans of the process that runs since the site began, one of each lane at a time."""
+        if lane not in self._scans:
+            self._scans[lane] = Scans(self.kv, in_thread=at_once, clock=self.clock, page=4)
+        return self._scans[lane]
+
+    @property
+    def actor(self) -> str:
+        """Who writes: this life of the site."""
+        return f"{self.name}#{self.life}"
 
     def new_id(self) -> str:
         """An id of this site."""
@@ -190,6 +231,12 @@ class SimSite:
         await self.metadata.commit(push, copy)
         await self.discard(image.digest, copy)
 
+    async def resolve(self, conflict: Conflict, image: Image, op: str) -> None:
+        """Let a tag show an image that is here, in place of the siblings that were seen."""
+        repository, tags, size = conflict.repository, (conflict.tag,), len(image.body)
+        push = Push(repository, image.digest, size, image.manifest, tags, op)
+        await self.metadata.commit(replace(push, resolves=conflict.dots))
+
     async def hide(self, repository: Repository, digest: Digest) -> None:
         """DELETE of a blob: T6."""
         ranges, op = blob_ranges(repository, digest), self.new_id()
@@ -218,6 +265,7 @@ class SimSite:
                     repository, digest = change.name
                     known = BY_DIGEST[digest].manifest
                     await clear(self.decider, repository, digest, known)
+        await self.staging.sweep(self.clock() + 1)
         seen = await self.decider.look([keys.CATALOG])
         for entry in seen.entries(keys.CATALOG):
             await forget(self.decider, keys.repository_name(entry.key))
@@ -263,6 +311,11 @@ class SimSite:
         """See replicator.apply.Bodies."""
         await self._network.pause()
         return CONTENT[digest] if self.holds(digest) else None
+
+    async def find(self, repository: Repository, digest: Digest) -> bytes | None:
+        """See replicator.apply.Bodies; no file is ever left without a record that names it."""
+        del repository
+        return await self.read(digest)
 
     async def store(self, repository: Repository, digest: Digest, body: bytes) -> None:
         """See replicator.apply.Bodies."""

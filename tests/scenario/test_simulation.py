@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.scenario.deletes import ARCHIVE, DELETES
+from tests.scenario.sameness import SAMENESS_STORIES
 from tests.scenario.stories import STORIES
 from tests.scenario.world import World
 
@@ -45,7 +47,9 @@ def test_a_seed_replays_exactly(seed: int) -> None:
         assert one.kv.entries() == other.kv.entries()
 
 
-@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.__name__)
+@pytest.mark.parametrize(
+    "story", [*STORIES, *DELETES, *ARCHIVE, *SAMENESS_STORIES], ids=lambda story: story.__name__
+)
 def test_the_story_ends_well(story: Callable[[], None]) -> None:
     """A turn of events that once broke a promise, or would without one rule, does not."""
     story()

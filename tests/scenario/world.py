@@ -9,45 +9,41 @@ what they have until nothing moves, and must be equal, sound, and what the oracl
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from node import keys
+from node.conflicts import Conflicts
 from node.digest import Digest
 from node.errors import MetadataUnavailable, PeerUnavailable, RegistryError
 from node.keys import ManifestName, Name, TagName
 from node.kv import Guard, Op
 from node.records import Pushed
 from node.reference import Repository, Tag
-from node.register import Register, merge
+from node.register import Register
+from node.transaction import CHUNK
 from tests.clock import Clock
 from tests.fake_kv import Fault, MemoryKV
-from tests.scenario.checker import (
-    Violation,
-    require,
-)
+from tests.scenario.checker import Violation, require
+from tests.scenario.comparing import Comparison
 from tests.scenario.follower import Follower
 from tests.scenario.images import BY_DIGEST, IMAGES, Image
-from tests.scenario.judge import NEVER, Judge
+from tests.scenario.judge import Judge
+from tests.scenario.known import following, manifests, registers, with_children
 from tests.scenario.oracle import Intent
-from tests.scenario.profile import ANYTHING, MIXTURES, REPOSITORIES, STRIDES, TAGS, Profile, leaning
+from tests.scenario.profile import (
+    ANYTHING,
+    MIXTURES,
+    REPOSITORIES,
+    STRIDES,
+    TAGS,
+    Profile,
+    archives,
+    leaning,
+)
+from tests.scenario.rest import come_to_rest, prove
 from tests.scenario.site import SimSite
+from tests.scenario.tasks import Pause, Task
 from tests.scenario.watched_kv import WatchedKV
-
-
-class _Pause(Awaitable[None]):
-    def __await__(self) -> Generator[None, None, None]:
-        yield
-
-
-@dataclass(slots=True)
-class Task:
-    """Something in work at a site."""
-
-    site: SimSite
-    intent: Intent
-    coroutine: Coroutine[Any, Any, None]
 
 
 class World:
@@ -62,29 +58,33 @@ class World:
         self.tasks: list[Task] = []
         self.cuts: set[tuple[str, str]] = set()
         self.broken = False
-        self.settling = False
+        self.settling, self.orderly = False, profile.orderly
         self.faulty = dice.random() < 0.5 if profile.faulty is None else profile.faulty
         self.weights = dict(profile.weights or leaning(dice))
         # How far a task goes at a time: some histories are all races, some hardly any.
         self.strides = profile.strides or dice.choice(STRIDES)
         self.images = [IMAGES[name] for name in profile.images or dice.choice(MIXTURES)]
+        # Some histories commit what has more than one layer in several transactions.
+        self.chunk = profile.chunk or (3 if seed % 4 == 3 else CHUNK)
         self.grace_ms = dice.choice([500, 4_000, 60_000])
-        self.sites = [self._site(name) for name in "ABC"]
+        kept_from = archives(seed) if profile.kept_from is None else profile.kept_from
+        self.sites = [self._site(name, kept_from.get(name, frozenset())) for name in "ABC"]
         self.judge = Judge(self.sites)
 
-    def _site(self, name: str) -> SimSite:
+    def _site(self, name: str, kept_from: frozenset[str]) -> SimSite:
         clock = Clock(skew_ms=self.random.choice([0, 0, -5_000, 900_000]))
-        return SimSite(name, WatchedKV(self), clock, self, grace_ms=self.grace_ms)
+        kv, grace_ms, chunk = WatchedKV(self), self.grace_ms, self.chunk
+        return SimSite(name, kv, clock, self, kept_from, grace_ms=grace_ms, chunk=chunk)
 
     # --- what sites ask of the world
 
     async def pause(self) -> None:
         """Let anything else happen."""
-        await _Pause()
+        await Pause()
 
     def chance(self, share: float) -> bool:
         """Throw dice; when all settles there is no more chance."""
-        return not self.settling and self.random.random() < share
+        return not (self.settling or self.orderly) and self.random.random() < share
 
     def peers(self, site: SimSite) -> Sequence[SimSite]:
         """The other sites, in a random order."""
@@ -138,7 +138,7 @@ class World:
             raise Violation(f"seed {self.seed}: {err!r}, after\n{story}") from err
         finally:
             for task in self.tasks:
-                task.coroutine.close()
+                task.end()
 
     def _begin(self) -> None:
         """Something is everywhere, or on its way."""
@@ -198,7 +198,7 @@ class World:
         self, site: SimSite, repository: Repository, image: Image, tags: tuple[Tag, ...]
     ) -> None:
         names: set[Name] = {TagName(repository, tag) for tag in tags}
-        names |= {ManifestName(repository, one.digest) for one in _with_children(image)}
+        names |= {ManifestName(repository, one.digest) for one in with_children(image)}
         intent = Intent(f"push {repository} {image.name} {','.join(tags)}", frozenset(names))
         self._client(site, intent, self._pushing(site, repository, image, tags))
 
@@ -210,8 +210,11 @@ class World:
             if not await site.pushed(repository, child):
                 await self._pushing(site, repository, child, ())
         op = site.new_id()
+        await self._answering(op, site.push(repository, image, tags, op))
+
+    async def _answering(self, op: str, work: Coroutine[Any, Any, None]) -> None:
         try:
-            await site.push(repository, image, tags, op)
+            await work
         except MetadataUnavailable:
             raise
         except RegistryError:
@@ -219,8 +222,31 @@ class World:
             raise
         self.judge.oracle.answered(op)
 
+    def _resolve(self, site: SimSite) -> None:
+        """Choose what a tag in conflict shows: mostly one of its siblings."""
+        tags = [name for name, of in registers(site, TagName).items() if len(of.siblings) > 1]
+        if tags:
+            name = self.random.choice(tags)
+            live = [one.digest for one, of in manifests(site).items() if of.live]
+            of = [value.digest for value in registers(site, TagName)[name].siblings.values()]
+            digest = self.random.choice([*of, *of, *of, *live])
+            self._resolve_to(site, name, BY_DIGEST[digest])
+
+    def _resolve_to(self, site: SimSite, name: TagName, image: Image) -> None:
+        names = {ManifestName(name.repository, one.digest) for one in with_children(image)}
+        label = f"resolve {name.repository}:{name.tag} {image.name}"
+        intent = Intent(label, frozenset({name, *names}), saw=set())
+        self._client(site, intent, self._resolving(site, name, image, intent))
+
+    async def _resolving(self, site: SimSite, name: TagName, image: Image, intent: Intent) -> None:
+        conflict = await Conflicts(site.kv).find(name)
+        if conflict is not None and intent.saw is not None:
+            intent.saw.update(conflict.dots)
+            op = site.new_id()
+            await self._answering(op, site.resolve(conflict, image, op))
+
     def _delete_manifest(self, site: SimSite) -> None:
-        live = [name for name, register in _manifests(site).items() if register.live]
+        live = [name for name, register in manifests(site).items() if register.live]
         other = ManifestName(self._repository(), self.random.choice(self.images).digest)
         self._delete(site, self.random.choice([*live, *live, other]))
 
@@ -231,10 +257,12 @@ class World:
         self._client(site, Intent(label, frozenset({name})), work)
 
     def _delete_tag(self, site: SimSite) -> None:
-        repository, tag = self._repository(), self.random.choice(TAGS)
-        label = f"delete {repository}:{tag}"
-        work = site.metadata.delete_tag(repository, tag)
-        self._client(site, Intent(label, frozenset({TagName(repository, tag)})), work)
+        self._untag(site, TagName(self._repository(), self.random.choice(TAGS)))
+
+    def _untag(self, site: SimSite, name: TagName) -> None:
+        label = f"delete {name.repository}:{name.tag}"
+        work = site.metadata.delete_tag(name.repository, name.tag)
+        self._client(site, Intent(label, frozenset({name})), work)
 
     def _hide(self, site: SimSite) -> None:
         work = site.hide(self._repository(), self._blob())
@@ -275,8 +303,12 @@ class World:
         if any(task.intent.label == lane for task in self.tasks):
             work.close()
         else:
-            intent = Intent(lane, keeps=self._keeps(site, source))
-            self._start(site, intent, work)
+            self._start(site, following(lane, site, source), work)
+
+    def _compare(self, site: SimSite) -> None:
+        source = self.random.choice(self.peers(site))
+        comparison = Comparison(site, source, self, self.judge)
+        self._replicate(site, "compare", source, comparison.compare())
 
     def _relay(self, site: SimSite) -> None:
         source = self.random.choice(self.peers(site))
@@ -285,25 +317,8 @@ class World:
             self._tell(site, source, self.random.choice(names))
 
     def _tell(self, site: SimSite, source: SimSite, name: Name) -> None:
-        intent = Intent(f"relay {site.name}<-{source.name} {name}", keeps=self._keeps(site, source))
+        intent = following(f"relay {site.name}<-{source.name} {name}", site, source)
         self._start(site, intent, Follower(site, source, self).relay(name))
-
-    def _keeps(self, site: SimSite, source: SimSite) -> Callable[[ManifestName], bool]:
-        """Whether some index of a manifest is live at a site, by all its source knew and knows."""
-        known = _manifests(source)
-
-        def keeps(child: ManifestName) -> bool:
-            now = _manifests(source)
-            mine = _manifests(site)
-            return any(
-                register.live
-                and child.digest in {c.digest for c in BY_DIGEST[name.digest].manifest.children}
-                and name.repository == child.repository
-                and any(merge(register, told.get(name, NEVER)).live for told in (known, now))
-                for name, register in mine.items()
-            )
-
-        return keeps
 
     def _collect(self, site: SimSite) -> None:
         self._start(site, Intent("collect"), site.collect())
@@ -314,7 +329,7 @@ class World:
     def _crash(self, site: SimSite) -> None:
         self.trace.append(f"{site.name}: crash")
         for task in [task for task in self.tasks if task.site is site]:
-            task.coroutine.close()
+            task.end()
             self.tasks.remove(task)
         site.start()
 
@@ -357,44 +372,12 @@ class World:
         for site in self.sites:
             while site.kv.ghosts:
                 self._land(site)
-        for _ in range(30):
-            if not self._exchange():
-                break
-        else:
-            raise Violation("the sites never come to rest")
+        come_to_rest(self)
         self.judge.compare()
+        prove(self)
 
-    def _exchange(self) -> bool:
-        """One round of everything; whether there was anything to exchange."""
-        before = [_newest(site) for site in self.sites]
-        behind = False
-        for site in self.sites:
-            self._finish(site, Intent("tidy"), site.tidy())
-            for source in self.peers(site):
-                follower = Follower(site, source, self)
-                intent = Intent("settle", keeps=self._keeps(site, source))
-                if self.judge.cursor(site, source) < _newest(source):
-                    self._finish(site, intent, follower.follow())
-                for entry in site.kv._stored.within(*keys.all_parked(source.name)):
-                    behind = True
-                    repository = keys.parked_repository(entry.key)
-                    self._finish(site, intent, follower.retry(repository))
-                behind = behind or self.judge.cursor(site, source) < _newest(source)
-        return behind or before != [_newest(site) for site in self.sites]
-
-    def _finish(self, site: SimSite, intent: Intent, work: Coroutine[Any, Any, None]) -> None:
+    def finish(self, site: SimSite, intent: Intent, work: Coroutine[Any, Any, None]) -> None:
+        """Do something to its end."""
         task = Task(site, intent, work)
         self.tasks.append(task)
         self._advance(task, 100_000)
-
-
-def _newest(site: SimSite) -> int:
-    return max((change.revision for change in site.registers()), default=0)
-
-
-def _with_children(image: Image) -> list[Image]:
-    return [image, *(one for child in image.children for one in _with_children(child))]
-
-
-def _manifests(site: SimSite) -> dict[ManifestName, Register[Pushed]]:
-    return {c.name: c.register for c in site.registers() if isinstance(c.name, ManifestName)}
