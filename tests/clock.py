@@ -19,3 +19,13 @@ class Clock:
     def advance(self, ms: int) -> None:
         """Let time pass."""
         self.now_ms += ms
+
+
+class Seconds:
+    """Calling it tells seconds, as a test sets them: a monotonic clock."""
+
+    s = 1000.0
+
+    def __call__(self) -> float:
+        """The time it shows."""
+        return self.s

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from tests.bench import replication
+from tests.bench import lists, replication, sizes, wan
 from tests.bench.compare import compare
 from tests.bench.connection import UnexpectedAnswerError
 from tests.bench.report import Report
@@ -26,10 +26,15 @@ from tests.bench.workloads import WORKLOADS, Bed, Sources, Workload, sources
 CLIENTS: Final = (1, 8, 32)
 FREE_BYTES: Final = 20 << 30
 REPLICATION: Final = "replication"
+LISTS: Final = "lists"
+SIZES: Final = "sizes"
+WAN: Final = "wan"
 IMAGES: Final = 100
 AT_A_TIME: Final = (1, 8)
 
-_NAMES: Final = (*(workload.name for workload in WORKLOADS), REPLICATION)
+_USUAL: Final = (*(workload.name for workload in WORKLOADS), REPLICATION, LISTS)
+# Bytes are the same in every run, and no matter of speed; a line of 100 Mbit/s takes its time.
+_NAMES: Final = (*_USUAL, SIZES, WAN)
 _ONLY_HELP: Final = f"Measure this alone; can be given several times: {', '.join(_NAMES)}."
 
 
@@ -70,13 +75,40 @@ class Run:
                 task = self.progress.add_task(f"replication, {clients} at a time", total=images)
                 delays = replication.measure(
                     sites,
-                    self.contents,
+                    self.contents.image_of_one,
                     clients=clients,
                     images=images,
                     advance=partial(self.progress.advance, task),
                 )
                 self.progress.remove_task(task)
                 self.report.delays.append(delays)
+
+    def list_pages(self, sizes: Sequence[int], seconds: int) -> None:
+        """Measure pages and searches at sites that hold more and more, over both stores."""
+        for size in sizes:
+            task = self.progress.add_task(f"lists of {size:,}", total=None)
+            with lists.filled(self.folder / f"lists-{size}", size) as stores:
+                advance = partial(self.progress.advance, task)
+                self.report.lists += lists.measure(stores, size, seconds, advance)
+                self.report.list_peaks[size] = stores.peaks
+            self.progress.remove_task(task)
+
+    def weigh(self, count: int) -> None:
+        """Measure how many bytes of metadata one of each thing takes."""
+        task = self.progress.add_task("bytes of metadata", total=len(sizes.THINGS))
+        advance = partial(self.progress.advance, task)
+        self.report.sizes += sizes.measure(self.folder, count, advance)
+        self.progress.remove_task(task)
+
+    def go_far(self, *, quick: bool) -> None:
+        """Measure what a distance between two sites costs."""
+        task = self.progress.add_task("", total=None)
+
+        def advance(what: str) -> None:
+            self.progress.update(task, description=f"wan: {what}")
+
+        self.report.wan = wan.measure(self.folder, self.contents, quick=quick, advance=advance)
+        self.progress.remove_task(task)
 
 
 def main(
@@ -94,7 +126,8 @@ def main(
     _refuse_unable(data)
     if quick:
         seconds, rounds = 1, 2
-    chosen = [workload for workload in WORKLOADS if only is None or workload.name in only]
+    chosen = set(only or _USUAL)
+    workloads = [workload for workload in WORKLOADS if workload.name in chosen]
     report = Report()
     with (
         sources() as contents,
@@ -103,17 +136,21 @@ def main(
     ):
         run = Run(contents, Path(folder), progress, report)
         try:
-            if chosen:
-                run.compare(chosen, seconds, rounds)
-            if only is None or REPLICATION in only:
+            if workloads:
+                run.compare(workloads, seconds, rounds)
+            if REPLICATION in chosen:
                 run.replicate(IMAGES // 5 if quick else IMAGES)
+            if LISTS in chosen:
+                run.list_pages(lists.SIZES[:2] if quick else lists.SIZES, seconds)
+            if SIZES in chosen:
+                run.weigh(sizes.COUNT // 10 if quick else sizes.COUNT)
+            if WAN in chosen:
+                run.go_far(quick=quick)
         except (UnexpectedAnswerError, OSError) as err:
             console.print(f"{type(err).__name__}: {err}", style="red", markup=False)
             raise typer.Exit(1) from err
-    if report.rows:
-        console.print(report.comparison())
-    if report.delays:
-        console.print(report.replication())
+    for table in report.tables():
+        console.print(table)
     if json is not None:
         report.write(json)
 
@@ -125,7 +162,7 @@ def _refuse_unknown(only: list[str] | None) -> None:
 
 
 def _refuse_unable(data: Path) -> None:
-    for program in ("wrk", PEER, "setpriv"):
+    for program in ("wrk", PEER, "setpriv", "etcd"):
         if shutil.which(program) is None:
             raise typer.BadParameter(f"{program} is not installed: run `make programs`")
     free = shutil.disk_usage(data).free

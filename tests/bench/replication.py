@@ -14,8 +14,7 @@ from typing import Final
 
 from tests.bench import client
 from tests.bench.connection import Connection, UnexpectedAnswerError
-from tests.bench.content import Image, image
-from tests.bench.workloads import Sources
+from tests.bench.content import Image
 from tests.sites import Site, ended
 
 # How exact the figures are; asking more often would take the processor from those who are asked.
@@ -63,21 +62,27 @@ async def _start(*sites: Site) -> None:
 
 
 def measure(
-    sites: Pair, contents: Sources, *, clients: int, images: int, advance: Callable[[], None]
+    sites: Pair,
+    new_image: Callable[[], Image],
+    *,
+    clients: int,
+    images: int,
+    advance: Callable[[], None],
+    arrival_s: float = ARRIVAL_S,
 ) -> Delays:
-    """Push images of 1 MiB, some at a time, and follow each to the other site.
+    """Push images, some at a time, and follow each to the other site.
 
     Raises:
         UnexpectedAnswerError: One did not come in time, or a tag came before what it needs.
     """
 
     def push(number: int) -> float:
-        new = image(contents.small, contents.layer, 1)
+        new = new_image()
         repository, tag = f"bench/app{number % _REPOSITORIES}", f"t{new.digest[-12:]}"
         with Connection(sites.source) as here, Connection(sites.destination) as there:
             client.push_image(here, repository, tag, new)
             began = time.monotonic()
-            _wait_for(there, repository, tag, new, began + ARRIVAL_S)
+            wait_for(there, repository, tag, new, arrival_s)
             delay = time.monotonic() - began
             client.verify_image(there, repository, tag, new)
         advance()
@@ -87,11 +92,17 @@ def measure(
         return Delays(clients, tuple(threads.map(push, range(images))))
 
 
-def _wait_for(there: Connection, repository: str, tag: str, new: Image, deadline: float) -> None:
+def wait_for(there: Connection, repository: str, tag: str, new: Image, arrival_s: float) -> None:
+    """Ask for a tag until it is there, and pull all of it then.
+
+    Raises:
+        UnexpectedAnswerError: It did not come in time, or before what it needs.
+    """
+    deadline = time.monotonic() + arrival_s
     target = f"/v2/{repository}/manifests/{tag}"
     while there.exchange("GET", target, expect=None, headers=client.ACCEPT).status != 200:
         if time.monotonic() > deadline:
-            raise UnexpectedAnswerError(f"{target} was not replicated in {ARRIVAL_S:.0f} s")
+            raise UnexpectedAnswerError(f"{target} was not replicated in {arrival_s:.0f} s")
         time.sleep(POLL_S)
     # The tag is there, so all of it must be: no second try.
     client.pull_image(there, repository, tag, new)

@@ -34,6 +34,10 @@ class Sources:
         """A config of 1 KiB and three layers of 1 MiB."""
         return image(self.small, self.layer, LAYERS)
 
+    def image_of_one(self) -> Image:
+        """A config of 1 KiB and one layer of 1 MiB."""
+        return image(self.small, self.layer, 1)
+
 
 @contextmanager
 def sources() -> Iterator[Sources]:

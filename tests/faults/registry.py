@@ -122,15 +122,17 @@ class Registry:
     http: aiohttp.ClientSession
 
     @classmethod
-    def at(cls, url: str) -> Self:
+    def at(cls, url: str, socket_factory: aiohttp.SocketFactoryType | None = None) -> Self:
         """A client that has to be closed; must be made on a running loop.
 
-        Each request has a connection of its own: on one in use aiohttp would silently try again,
-        and nobody could tell what the first attempt has done.
+        Each request has a connection of its own, and none is silently sent again as aiohttp does
+        with a PUT that was cut: nobody could tell what the first attempt has done.
         """
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-        connector = aiohttp.TCPConnector(force_close=True)
-        return cls(url, aiohttp.ClientSession(timeout=timeout, connector=connector))
+        connector = aiohttp.TCPConnector(force_close=True, socket_factory=socket_factory)
+        http = aiohttp.ClientSession(timeout=timeout, connector=connector)
+        http._retry_connection = False  # as aiohttp's own TestClient
+        return cls(url, http)
 
     async def __aenter__(self) -> Self:
         return self
@@ -219,6 +221,34 @@ class Registry:
             return None
         answer.require(200, f"resolve {reference}")
         return answer.headers["Docker-Content-Digest"]
+
+    async def manifest(self, repository: str, reference: str) -> Blob:
+        """A manifest that has to be there.
+
+        Raises:
+            Refused: It is not.
+        """
+        answer = await self.call("GET", f"/v2/{repository}/manifests/{reference}")
+        answer.require(200, f"get {reference}")
+        return Blob(answer.headers["Content-Type"], answer.body)
+
+    async def tags(self, repository: str) -> list[str]:
+        """All tags that are listed; none of a repository that is not known.
+
+        Raises:
+            Refused: The registry could not answer now.
+        """
+        found: list[str] = []
+        path: str | None = f"/v2/{repository}/tags/list"
+        while path is not None:
+            answer = await self.call("GET", path)
+            if answer.status == 404:
+                return []
+            answer.require(200, f"list {repository}")
+            found += json.loads(answer.body)["tags"]
+            link = answer.headers.get("Link")
+            path = None if link is None else link.partition("<")[2].partition(">")[0]
+        return found
 
     async def pull(self, repository: str, reference: str) -> str | None:
         """Pull all that a reference needs and check every byte; its digest, or None for a 404.

@@ -14,7 +14,8 @@ import pytest
 
 from node.manifest import OCI_MANIFEST
 from tests.clients import images
-from tests.clients.conftest import Client, skopeo
+from tests.clients.conftest import skopeo
+from tests.clients.programs import Client
 from tests.registry import CONFIG, LAYER, digest_of, image
 from tests.sites import Site
 from tests.waiting import eventually

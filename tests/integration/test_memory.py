@@ -26,10 +26,10 @@ _REPOSITORY: Final = "bench/large"
 Step: TypeAlias = Callable[[Connection, str, Blob], None]
 
 SMALL: Final = pytest.param(
-    4, 256 * MIB, id="four of 256 MiB", marks=[pytest.mark.slow, pytest.mark.timeout(400)]
+    4, 256 * MIB, id="four of 256 MiB [U38]", marks=[pytest.mark.slow, pytest.mark.timeout(400)]
 )
 LARGE: Final = pytest.param(
-    8, 1024 * MIB, id="eight of 1 GiB", marks=[pytest.mark.torture, pytest.mark.timeout(3000)]
+    8, 1024 * MIB, id="eight of 1 GiB [U38]", marks=[pytest.mark.torture, pytest.mark.timeout(3000)]
 )
 
 

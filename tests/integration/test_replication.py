@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sqlite3
 from asyncio import to_thread
@@ -168,7 +169,7 @@ async def test_a_blob_that_was_half_fetched_is_gone_on_with(
     size = 24 << 20
     image = new_image(chance, (size,))
     counted = Counted()
-    pair.http.change, pair.http.delay_s = counted, 0.005
+    pair.http.change, pair.http.line.bytes_per_s = counted, 12e6
     await pair.at_fra.push(REPOSITORY, image, trouble)
     await eventually(lambda: counted.bytes > size // 2, ARRIVES_S, "half of it has come")
     match trouble:
@@ -179,7 +180,7 @@ async def test_a_blob_that_was_half_fetched_is_gone_on_with(
         case _:
             await pair.cut()
     assert counted.bytes < size, "it was too fast to be interrupted"
-    pair.http.delay_s = 0
+    pair.http.line.bytes_per_s = math.inf
     await pair.heal()
     await pair.nyc.start()
     await _arrives(pair.at_nyc, image, trouble)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
@@ -183,6 +184,65 @@ async def test_concurrent_pushes_to_a_tag_lose_nothing(pair: Pair, chance: rando
     for registry in pair.registries:
         answer = await registry.call("GET", "/v2/contested/manifests/tag")
         assert "Entrepot-Conflict" not in answer.headers
+
+
+async def test_a_conflict_is_resolved_at_all_sites(pair: Pair, chance: random.Random) -> None:
+    """Both sites list it alike; what is chosen at one is shown at both, and nothing is hidden."""
+    ours, theirs = new_image(chance), new_image(chance)
+    await _contest(pair, "chosen", ours, theirs)
+    listed = [await _conflicts(at, "chosen") for at in pair.registries]
+    assert listed[0] == listed[1]
+    ((etag, siblings),) = listed[0]
+    assert siblings == {ours.digest: "fra", theirs.digest: "nyc"}
+    shown = await pair.at_fra.shows("chosen", "tag")
+    hidden = theirs if shown == ours.digest else ours
+    choice = {"repository": "chosen", "tag": "tag", "digest": hidden.digest}
+    path, seen = "/api/v1/conflicts/resolve", {"If-Match": f'"{etag}"'}
+    answer = await pair.at_fra.call("POST", path, json=choice, headers=seen)
+    answer.require(200, "resolve")
+    await pair.arrives("chosen", hidden, "tag")
+    for registry in pair.registries:
+        assert await _conflicts(registry, "chosen") == []
+        head = await registry.call("HEAD", "/v2/chosen/manifests/tag")
+        assert "Entrepot-Conflict" not in head.headers
+    for image in (ours, theirs):
+        await pair.arrives("chosen", image, image.digest)
+    answer = await pair.at_nyc.call("POST", path, json=choice, headers=seen)
+    assert answer.status == 412
+
+
+async def test_a_deleted_sibling_leaves_the_other(pair: Pair, chance: random.Random) -> None:
+    """A delete by digest at one site ends the conflict at both, and takes no other push along."""
+    ours, theirs = new_image(chance), new_image(chance)
+    await _contest(pair, "halved", ours, theirs)
+    await pair.at_nyc.delete("halved", ours.digest)
+    await pair.goes("halved", ours.digest)
+    await pair.arrives("halved", theirs, "tag")
+    for registry in pair.registries:
+        assert await _conflicts(registry, "halved") == []
+
+
+async def _contest(pair: Pair, repository: str, ours: Image, theirs: Image) -> None:
+    """Push to one tag at both sites while they can't tell each other, then let them."""
+    await pair.cut()
+    await pair.at_fra.push(repository, ours, "tag")
+    await pair.at_nyc.push(repository, theirs, "tag")
+    await pair.heal()
+    for registry in pair.registries:
+
+        async def knows(at: Registry = registry) -> bool:
+            return len(await _conflicts(at, repository)) == 1
+
+        await eventually(knows, ARRIVES_S, f"{registry.url} lists the conflict")
+
+
+async def _conflicts(at: Registry, repository: str) -> list[tuple[str, dict[str, str]]]:
+    """What a site lists: of each tag what was seen, and who pushed what."""
+    answer = await at.call("GET", f"/api/v1/conflicts?repository={repository}")
+    return [
+        (conflict["etag"], {one["digest"]: one["site"] for one in conflict["siblings"]})
+        for conflict in json.loads(answer.body)["conflicts"]
+    ]
 
 
 async def test_deletes_do_not_come_back(pair: Pair, chance: random.Random) -> None:

@@ -12,6 +12,7 @@ from node.digest import Algorithm, Digest
 from node.errors import (
     BlobDamaged,
     BlobUnknown,
+    BodyBroken,
     BodyCut,
     DigestMismatch,
     InUse,
@@ -36,11 +37,20 @@ def model() -> Model:
 async def _cut(*parts: bytes) -> AsyncIterator[bytes]:
     for part in parts:
         yield part
-    raise BodyCut(sum(map(len, parts)))
+    raise BodyBroken(sum(map(len, parts)))
 
 
 def _sessions(model: Model) -> list[bytes]:
     return [key for key in model.kv.entries() if key.startswith(b"s/")]
+
+
+async def test_a_body_for_an_upload_that_is_over_leaves_nothing(model: Model) -> None:
+    """Its bytes may be written while the upload is cancelled: who finds it gone takes them away."""
+    upload = await model.uploads.append(await model.uploads.start(REPOSITORY), chunks(b"one"))
+    await model.uploads.abort(upload)
+    with pytest.raises(UploadUnknown):
+        await model.uploads.finish(upload, Digest.of(b"onetwo"), chunks(b"two"))
+    assert list(await model.blobs.sessions()) == []
 
 
 async def test_a_finished_upload_is_visible_in_its_repository_only(model: Model) -> None:
@@ -62,6 +72,17 @@ async def test_pieces_of_several_requests_become_one_blob(model: Model) -> None:
     assert upload.offset == 5
     await model.uploads.finish(upload, Digest.of(b"hello!"), chunks(b"!"))
     assert await model.content.read(Digest.of(b"hello!")) == b"hello!"
+
+
+async def test_an_upload_begins_though_the_reply_was_lost(model: Model) -> None:
+    """A session that was made goes on, one that was not is made, and not more often than twice."""
+    for fault in (Fault.LOST_REPLY, Fault.LOST_REQUEST):
+        model.kv.faults = once(fault)
+        await model.uploads.finish(await model.uploads.start(REPOSITORY), Digest.of(b""))
+    model.kv.faults = once(Fault.LOST_REQUEST, Fault.LOST_REQUEST)
+    with pytest.raises(MetadataUnavailable):
+        await model.uploads.start(REPOSITORY)
+    assert _sessions(model) == []
 
 
 async def test_another_process_may_go_on_with_an_upload(model: Model) -> None:
@@ -126,10 +147,17 @@ async def test_what_arrived_of_a_cut_body_stays(model: Model) -> None:
         await model.uploads.append(upload, _cut(b"abc"))
     upload = await model.uploads.resume(REPOSITORY, upload.session_id)
     assert upload.offset == 3
+    await model.uploads.finish(upload, Digest.of(b"abcdef"), chunks(b"def"))
+
+
+async def test_a_last_body_that_was_cut_may_be_sent_again(model: Model) -> None:
+    """A client that tries its last request again, as it was, succeeds."""
+    upload = await model.uploads.start(REPOSITORY)
+    upload = await model.uploads.append(upload, chunks(b"abc"))
     with pytest.raises(BodyCut):
         await model.uploads.finish(upload, Digest.of(b"abcdef"), _cut(b"d"))
     upload = await model.uploads.resume(REPOSITORY, upload.session_id)
-    await model.uploads.finish(upload, Digest.of(b"abcdef"), chunks(b"ef"))
+    await model.uploads.finish(upload, Digest.of(b"abcdef"), chunks(b"def"))
 
 
 async def test_a_body_of_one_step_that_is_cut_leaves_nothing(model: Model) -> None:

@@ -228,12 +228,29 @@ async def test_referrers_come_and_go_with_their_manifests(model: Model) -> None:
         subject=descriptor(subject, OCI_MANIFEST),
         annotations={"a": "b"},
     )
-    (listed,) = await model.metadata.referrers(REPOSITORY, subject)
+    (listed,), _ = await model.metadata.referrers(REPOSITORY, subject, None, 9)
     assert listed.digest == digest
     assert listed.referrer.artifact_type == "application/x"
     assert listed.referrer.annotations == {"a": "b"}
     await model.metadata.delete_manifest(REPOSITORY, digest, parse_manifest(body, None))
-    assert await model.metadata.referrers(REPOSITORY, subject) == []
+    assert await model.metadata.referrers(REPOSITORY, subject, None, 9) == ([], False)
+
+
+async def test_referrers_come_by_pages(model: Model) -> None:
+    """A page has what it is asked for, in order of digests, from just after one."""
+    subject = Digest.of(b"perhaps not here")
+    said = descriptor(subject, OCI_MANIFEST)
+    pushed = sorted(
+        [(await model.image(subject=said, annotations={"n": str(n)}))[0] for n in range(4)]
+    )
+    found: list[Digest] = []
+    more, after = True, None
+    while more:
+        page, more = await model.metadata.referrers(REPOSITORY, subject, after, 3)
+        after = page[-1].digest
+        assert len(page) == 3 or not more
+        found += [entry.digest for entry in page]
+    assert found == pushed
 
 
 async def test_a_manifest_by_sha512_is_shown_by_it(model: Model) -> None:
@@ -324,7 +341,7 @@ async def test_a_tag_that_always_shows_something_is_never_unknown(model: Model) 
     reads = 0
 
     class _Moving(MemoryKV):
-        async def read(self, ranges: Sequence[Range]) -> Snapshot:
+        async def read(self, ranges: Sequence[Range], *, may_be_stale: bool = False) -> Snapshot:
             nonlocal reads
             reads += 1
             if reads == 2:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.register import Dot, Register, merge
+from node.register import Dot, Register, merge, taken
 from tests.models import register as model
 
 
@@ -150,6 +150,21 @@ def test_what_is_seen_is_what_merging_would_drop(history: list[Push | Delete | M
             alone: Reg = Register({dot.actor: dot.n}, {dot: Value(0, "alone")})
             kept = dot in merge(real, alone).siblings
             assert real.has_seen(dot) == (dot in real.siblings or not kept)
+
+
+@given(histories)
+def test_what_is_taken_without_deletes_leaves_alive(history: list[Push | Delete | Merge]) -> None:
+    """Nothing that is live dies, every live value arrives, and what stays behind merges away."""
+    sites = Sites()
+    for step in history:
+        sites.play(step)
+    for mine, theirs in permutations(sites.real, 2):
+        kept = taken(mine, theirs, deletes=False)
+        assert kept.live or not mine.live
+        assert kept in (mine, merge(mine, theirs))
+        assert merge(theirs, kept) == merge(theirs, mine)
+        assert taken(kept, theirs, deletes=False) == kept
+        assert taken(mine, theirs, deletes=True) == merge(mine, theirs)
 
 
 @settings(max_examples=50)

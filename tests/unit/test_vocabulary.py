@@ -157,6 +157,17 @@ def test_keys_read_back(repository: Repository, one: Digest, two: Digest, tag: T
     assert keys.live_tag_name(keys.live_tag(repository, tag)) == tag
     assert keys.referrer_digest(keys.referrer(repository, one, two)) == two
     assert keys.repository_name(keys.repository(repository)) == repository
+    for key, listed in ((keys.repository(repository), True), (keys.forgotten(repository), False)):
+        assert keys.catalog_change(key) == (repository, listed)
+        assert keys.CATALOG_CHANGES.start <= key < keys.CATALOG_CHANGES.end
+        assert (keys.CATALOG.start <= key < keys.CATALOG.end) == listed
+
+
+@given(st.sampled_from([b"N/", b"P/", b"S"]), st.binary())
+def test_a_key_of_another_kind_is_none_of_ours(kind: bytes, rest: bytes) -> None:
+    """Whatever a later version puts among the replicated keys is left alone, and is no damage."""
+    assert keys.REPLICATED.start <= kind + rest < keys.REPLICATED.end
+    assert keys.parse_register(kind + rest) is None
 
 
 @given(REPOSITORIES, REPOSITORIES, DIGESTS, TAGS)
@@ -185,7 +196,9 @@ def test_replicated_keys_lie_side_by_side() -> None:
     """The feed is one range: registers in it, everything local outside of it."""
     within = keys.REPLICATED
     local = [keys.SITE, b"L/x", b"b/x", b"r/x", b"tr/x", b"o/x", b"s/x", b"ev/x", b"cur/x"]
-    assert not any(within.start <= key < within.end for key in local)
+    assert not any(within.start <= key < within.end for key in [*local, b"c/x", b"c-/x"])
+    catalog = keys.CATALOG_CHANGES
+    assert not any(catalog.start <= key < catalog.end for key in local)
     repository = Repository("z")
     for key in (keys.manifest(repository, Digest.of(b"")), keys.tag(repository, Tag("z"))):
         assert within.start <= key < within.end
