@@ -91,7 +91,7 @@ programs: ## Install the other programs that tests use (Debian, as root), or say
 
 clean: ## Remove what was built, but no data
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache \
-		.import_linter_cache .hypothesis
+		.import_linter_cache .hypothesis tests/clients/dockerode/node_modules
 
 $(READY): pyproject.toml requirements.lock
 	@.ci/venv $(PYTHON) $(VENV)
