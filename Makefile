@@ -40,7 +40,7 @@ quick: $(READY) ## Run the tests that need no other process
 	@$(PYTEST) -q -n $(JOBS) -m "not slow and not torture"
 
 slow: $(READY) ## Run the tests with real processes and real clients
-	@$(PYTEST) -m "slow and not torture"
+	@$(PYTEST) -m "slow and not torture" --durations 15 --durations-min 5
 
 torture: $(READY) programs ## Run the long tests: hundreds of kills, cuts, seeds
 	@ENTREPOT_SEEDS=50000 $(PYTEST) -q -n $(JOBS) -m "not slow and not torture" tests/scenario

@@ -201,7 +201,7 @@ def open_descriptors() -> int:
 
 def settled_descriptors() -> int:
     """How many there are while a condition is waited for, which takes some itself."""
-    return eventually_sync(open_descriptors, 5, "a count of descriptors")
+    return eventually_sync(open_descriptors, 60, "a count of descriptors")
 
 
 def leave_early(server: Server) -> None:

@@ -29,8 +29,8 @@ from tests.ports import free_ports
 from tests.sites import Place
 from tests.waiting import eventually, eventually_sync
 
-START_S: Final = 30.0
-STOP_S: Final = 10.0
+START_S: Final = 120.0
+STOP_S: Final = 60.0
 
 _HOST: Final = "127.0.0.1"
 _BOUND: Final = ("setpriv", "--pdeathsig", "KILL", "--")

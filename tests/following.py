@@ -34,7 +34,7 @@ from tests.model import Model
 from tests.ports import free_port
 from tests.waiting import eventually
 
-DEADLINE_S = 20.0
+DEADLINE_S = 120.0
 
 
 @dataclass

@@ -30,8 +30,8 @@ from tests.waiting import eventually
 T = TypeVar("T")
 
 PROGRAMS: Final = ("gateway", "replicator")
-START_S: Final = 60.0
-STOP_S: Final = 30.0
+START_S: Final = 180.0
+STOP_S: Final = 60.0
 
 _ROOT: Final = Path(__file__).parents[1]
 _TAIL: Final = 6000

@@ -25,9 +25,9 @@ import pytest
 
 from tests.waiting import eventually_sync
 
-COMMAND_S: Final = 60.0
-START_S: Final = 30.0
-STOP_S: Final = 10.0
+COMMAND_S: Final = 180.0
+START_S: Final = 120.0
+STOP_S: Final = 30.0
 
 _TAIL: Final = 4000
 

@@ -18,7 +18,7 @@ from tests.sites import Site, ended
 
 pytestmark = pytest.mark.slow
 
-SCRIPT_S: Final = 60.0
+SCRIPT_S: Final = 180.0
 PLAIN: Final = [
     heading
     for heading in guide.sections()

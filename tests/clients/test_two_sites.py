@@ -29,7 +29,7 @@ from tests.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
-ARRIVES_S: Final = 60.0
+ARRIVES_S: Final = 120.0
 TOOLS: Final[dict[str, Callable[[Client, Path], Tool]]] = {
     "skopeo": Skopeo,
     "docker": Docker,

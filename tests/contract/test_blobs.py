@@ -275,7 +275,7 @@ async def test_a_writer_learns_that_its_session_is_gone(blobs: BlobStore) -> Non
     """What is written after an abort is refused, and never lands in a file that was published."""
     writer = blobs.piece(SESSION, 0)
     await writer.write(LARGE)
-    await eventually(recovering(blobs, SESSION), 5, "the first bytes are there")
+    await eventually(recovering(blobs, SESSION), 60, "the first bytes are there")
     await blobs.abort(SESSION)
     with pytest.raises(UploadUnknown):
         await write_and_seal(writer, LARGE)

@@ -27,7 +27,7 @@ async def test_keys_go_with_their_lease(stand: Stand) -> None:
         return await keys(stand.another, prefix(b"L/")) == [b"L/c"]
 
     gone: Condition = only_c
-    await eventually(gone, 4, "the lease's keys are gone")
+    await eventually(gone, 60, "the lease's keys are gone")
     assert not await kv.keep_alive(lease)
 
 
@@ -43,7 +43,7 @@ async def test_an_expired_key_can_be_taken_over(stand: Stand) -> None:
         return isinstance(await stand.another.txn([Absent(b"L/x")], [put]), Ok)
 
     won: Condition = taken
-    await eventually(won, 4, "the key can be made anew")
+    await eventually(won, 60, "the key can be made anew")
     fenced = await stand.kv.txn([Created(b"L/x", token)], [Put(b"work", b"")])
     assert isinstance(fenced, Failed)
     assert (await must_get(stand.kv, b"L/x")).value == b"second"

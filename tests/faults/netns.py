@@ -25,7 +25,7 @@ from tests.sites import Place
 T = TypeVar("T")
 
 PROGRAMS: Final = ("ip", "nft", "nsenter", "setpriv", "unshare")
-STOP_S: Final = 10.0
+STOP_S: Final = 60.0
 
 _CLONE_NEWNET: Final = 0x40000000  # sched.h
 _libc: Final = ctypes.CDLL(None, use_errno=True)

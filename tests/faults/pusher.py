@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 REPOSITORIES: Final = ("team/app", "team/base", "tools")
 SHARED: Final = ("latest", "stable", "edge")
-BACK_S: Final = 60.0
+BACK_S: Final = 120.0
 
 _LOST: Final = (aiohttp.ClientError, TimeoutError, OSError)
 

@@ -17,7 +17,7 @@ from tests.faults.registry import Registry
 from tests.sites import Site
 from tests.waiting import eventually
 
-DEADLINE_S: Final = 60.0
+DEADLINE_S: Final = 120.0
 
 
 @asynccontextmanager

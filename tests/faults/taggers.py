@@ -16,7 +16,7 @@ from tests.faults.registry import OCI_CONFIG, OCI_MANIFEST, Answer, Blob, Broken
 from tests.waiting import eventually
 
 TAGS: Final = ("v1", "v2", "latest")
-BACK_S: Final = 60.0
+BACK_S: Final = 120.0
 
 _CONFIG: Final = Blob(OCI_CONFIG, b"{}")
 _METHODS: Final = {Kind.READ: "GET", Kind.WRITE: "PUT", Kind.DELETE: "DELETE"}

@@ -35,7 +35,7 @@ from tests.waiting import eventually
 
 pytestmark = pytest.mark.slow
 
-WITHIN_S: Final = 30.0
+WITHIN_S: Final = 120.0
 
 
 class Writes:
@@ -198,7 +198,7 @@ async def test_a_killed_member_is_replaced_within_seconds(cluster: Etcd) -> None
         for number in range(3):
             assert isinstance(await writes.write(b"w/%d/before" % number), Ok)
             cluster.kill(number)
-            await eventually(writes.succeeds, 10, "a write succeeds")
+            await eventually(writes.succeeds, 60, "a write succeeds")
             assert await get(kv, b"w/%d/before" % number) is not None
             cluster.spawn(number)
             await cluster.healthy()

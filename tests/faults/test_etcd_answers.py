@@ -35,10 +35,10 @@ from tests.nodes import health, nodes, prefix_of
 from tests.sites import Site, ended
 from tests.waiting import eventually
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 REPOSITORY: Final = "team/app"
-WITHIN_S: Final = 60.0
+WITHIN_S: Final = 120.0
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from tests.faults.pusher import Load
 from tests.faults.stopped import check
 from tests.faults.story import Story
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PUSHES = 100
 

@@ -45,7 +45,7 @@ def _the_loop_is_never_blocked() -> Iterator[None]:
     return iter([None])
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_tags_over_an_etcd_are_registers(tmp_path: Path, seed: int, cluster: Etcd) -> None:
     """P2: while gateways and members of the etcd are killed, members hang, replies are lost."""
     await _over_etcd(tmp_path, random.Random(seed), cluster, histories=5, operations=100)
@@ -59,7 +59,7 @@ async def test_tags_over_an_etcd_are_registers_for_long(
     await _over_etcd(tmp_path, random.Random(seed), cluster, histories=100, operations=200)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_tags_over_a_file_are_registers(tmp_path: Path, seed: int) -> None:
     """P2: the same of gateways that share a file, while they are killed."""
     site = Site("fra", tmp_path / "fra", programs=("gateway",), gateways=GATEWAYS)

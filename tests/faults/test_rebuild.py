@@ -211,7 +211,7 @@ async def _lose_metadata(nyc: Site, etcd: Etcd | None) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_a_site_is_rebuilt_from_its_peer_and_its_own_files(
     tmp_path: Path, chance: random.Random
 ) -> None:
@@ -220,7 +220,7 @@ async def test_a_site_is_rebuilt_from_its_peer_and_its_own_files(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_a_site_whose_etcd_is_lost_is_rebuilt_likewise(
     tmp_path: Path, chance: random.Random
 ) -> None:

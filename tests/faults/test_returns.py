@@ -28,10 +28,10 @@ from tests.nodes import nodes
 from tests.sites import Site, ended
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 REPOSITORY: Final = "team/app"
-WITHIN_S: Final = 90.0
+WITHIN_S: Final = 120.0
 
 
 @pytest.fixture(autouse=True)

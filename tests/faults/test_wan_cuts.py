@@ -25,7 +25,7 @@ REPOSITORY: Final = "cut/app"
 TAG: Final = "large"
 RESENT_BYTES: Final = 8 * MIB
 # For each cut: a lease has to end before another leads, or a peer is asked again after a pause.
-GOES_ON_S: Final = 60.0
+GOES_ON_S: Final = 120.0
 
 CI: Final = pytest.mark.slow
 LONG: Final = (pytest.mark.torture, pytest.mark.timeout(3600))

@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Final
 
 # Far beyond what any answer takes, and below the gateway's own limits: 30 s for a head.
-DEADLINE_S: Final = 25.0
+DEADLINE_S: Final = 120.0
 
 _BODILESS: Final = frozenset({100, 204, 304})
 _KNOWN: Final = frozenset(status.value for status in HTTPStatus)

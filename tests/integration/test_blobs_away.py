@@ -14,7 +14,7 @@ from tests.waiting import eventually
 pytestmark = pytest.mark.slow
 
 REPOSITORY: Final = "team/app"
-ANSWERS_S: Final = 60.0
+ANSWERS_S: Final = 120.0
 
 
 async def test_the_folder_of_the_blobs_is_moved_away(site: Site) -> None:

@@ -21,7 +21,7 @@ from tests.waiting import eventually
 
 pytestmark = pytest.mark.slow
 
-DEADLINE_S: Final = 60.0
+DEADLINE_S: Final = 120.0
 OFFSETS: Final = (0, 1, 2, 3, 100, 101, 102, 103)
 REPOSITORY: Final = "team/app"
 ENTREPOT: Final = str(Path(sys.executable).parent / "entrepot")

@@ -102,9 +102,9 @@ async def test_a_request_under_way_is_finished_by_the_drain(
 
     async with asyncio.TaskGroup() as group:
         pushing = group.create_task(push())
-        await eventually(lambda: any(site.blobs.glob("uploads/*/*")), 10, "bytes arrive")
+        await eventually(lambda: any(site.blobs.glob("uploads/*/*")), 60, "bytes arrive")
         stopping = group.create_task(site.stop("gateway"))
-        await eventually(lambda: _refuses(site), 10, "the port is closed")
+        await eventually(lambda: _refuses(site), 60, "the port is closed")
         assert not stopping.done()
         go_on.set()
     assert pushing.result() == 201

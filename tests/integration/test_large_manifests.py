@@ -17,7 +17,7 @@ from tests.waiting import eventually
 
 pytestmark = pytest.mark.slow
 
-ARRIVES_S: Final = 60.0
+ARRIVES_S: Final = 120.0
 REPOSITORY: Final = "team/large"
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
 

@@ -20,7 +20,7 @@ from tests.waiting import eventually
 
 pytestmark = pytest.mark.slow
 
-ARRIVES_S: Final = 60.0
+ARRIVES_S: Final = 120.0
 REPOSITORY: Final = "team/app"
 MIB: Final = 1 << 20
 LIMIT: Final = 4_000_000

@@ -22,7 +22,7 @@ from tests.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
-ARRIVES_S = 20.0
+ARRIVES_S = 120.0
 REPOSITORY = "team/app"
 
 

@@ -18,7 +18,7 @@ from tests.waiting import eventually
 pytestmark = pytest.mark.slow
 
 REPOSITORY: Final = "team/app"
-ARRIVES_S: Final = 60.0
+ARRIVES_S: Final = 120.0
 
 
 async def _shown_at(site: Site, shown: dict[str, Image | None]) -> None:

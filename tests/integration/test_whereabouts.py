@@ -30,7 +30,7 @@ from tests.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
-ARRIVES_S: Final = 60.0
+ARRIVES_S: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,7 +130,7 @@ async def test_more_requests_than_the_gateway_takes(row: str) -> None:
                 reply = await registry.ask("GET", "/v2/")
                 return reply.status == 429 and reply.code == "TOOMANYREQUESTS"
 
-            await eventually(refused, 10, "a request is refused")
+            await eventually(refused, 60, "a request is refused")
             reply = await registry.ask("GET", "/v2/")
             assert int(reply.headers["Retry-After"]) > 0
             writer.write(b"cd")
@@ -138,4 +138,4 @@ async def test_more_requests_than_the_gateway_takes(row: str) -> None:
             async def served_again() -> bool:
                 return (await registry.ask("GET", "/v2/")).status == 200
 
-            await eventually(served_again, 10, "a request is served")
+            await eventually(served_again, 60, "a request is served")

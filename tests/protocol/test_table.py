@@ -30,7 +30,7 @@ def test_the_page_links_rows_to_tests() -> None:
     assert "| U2 | C | a\\|b | yes | [`test_two`](../tests/unit/test_b.py) |" in made
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_page_is_what_the_tests_say() -> None:
     """docs/protocol.md is the page as it would be made now: see its second paragraph."""
     made = subprocess.run(

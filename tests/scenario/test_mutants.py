@@ -344,7 +344,7 @@ _FIRST = frozenset(
         tag_before_manifest,
     }
 )
-_FIRST_CPU_S = 10.0
+_FIRST_CPU_S = 30.0
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)

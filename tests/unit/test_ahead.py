@@ -94,7 +94,7 @@ async def test_the_next_changes_are_prepared_while_the_first_is_applied() -> Non
     async with site.lanes() as lanes:
         for change in _changes(1, 30):
             _take(lanes, change)
-        await eventually(lambda: len(site.prepared) == AHEAD, 5, "all that may be is prepared")
+        await eventually(lambda: len(site.prepared) == AHEAD, 60, "all that may be is prepared")
         assert site.prepared == list(range(2, AHEAD + 2))
         site.go_on.set()
     assert site.applied == list(range(1, 31))
@@ -107,7 +107,7 @@ async def test_a_catch_up_looks_ahead_too() -> None:
     site.go_on.set()
     async with site.lanes() as lanes:
         _take(lanes, *_changes(1, 1))
-        await eventually(lambda: lanes.parks.get(APP), 5, "it is parked")
+        await eventually(lambda: lanes.parks.get(APP), 60, "it is parked")
         site.failing = False
         lanes.hurry()
     assert lanes.parks.get(APP) is None
@@ -123,7 +123,7 @@ async def test_what_was_not_prepared_is_applied_all_the_same(
     site = _Site(unprepared=2)
     async with site.lanes() as lanes:
         _take(lanes, *_changes(1, 10))
-        await eventually(lambda: len(site.prepared) == 3, 5, "three are prepared")
+        await eventually(lambda: len(site.prepared) == 3, 60, "three are prepared")
         site.go_on.set()
     assert site.applied == list(range(1, 11))
     assert 2 not in site.known

@@ -216,7 +216,7 @@ async def test_another_process_goes_on_with_a_session(files: FileBlobs, tmp_path
     unsealed = files.piece(SESSION, 1)
     await unsealed.write(LARGE)
     async with opened(tmp_path / "blobs") as other:
-        found = await eventually(two_pieces(other), 5, "the unsealed piece has reached its file")
+        found = await eventually(two_pieces(other), 60, "the unsealed piece has reached its file")
         assert found[0] == first
         (await other.hash(SESSION, found, Algorithm.SHA256)).verify(Digest.of(LARGE * 2))
         await other.publish(SESSION, found, Digest.of(LARGE * 2))
@@ -240,7 +240,7 @@ async def test_a_writer_that_was_overtaken_cannot_change_the_copy(
     writer = files.piece(SESSION, 0)
     await writer.write(LARGE)
     async with opened(tmp_path / "blobs") as other:
-        found = await eventually(recovering(other, SESSION), 5, "the piece has its bytes")
+        found = await eventually(recovering(other, SESSION), 60, "the piece has its bytes")
         await other.publish(SESSION, found, Digest.of(LARGE))
     with pytest.raises(UploadUnknown):
         await write_and_seal(writer, LARGE)
@@ -367,7 +367,7 @@ async def test_nothing_stays_open(files: FileBlobs) -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0):
                 await files.open(digest, generation)
-    await eventually(lambda: open_descriptors() <= before, 5, "all descriptors are closed")
+    await eventually(lambda: open_descriptors() <= before, 60, "all descriptors are closed")
 
 
 @pytest.mark.parametrize("refused", [False, True], ids=["linked", "copied"])

@@ -208,7 +208,7 @@ def test_clients_that_leave_cost_nothing(server: Server) -> None:
     for _ in range(8):
         leave_early(server)
         assert server.outcomes.get(timeout=10) == 200
-    eventually_sync(lambda: open_descriptors() <= before, 5, "all descriptors are closed")
+    eventually_sync(lambda: open_descriptors() <= before, 60, "all descriptors are closed")
     with client(server) as connection:
         assert ask(connection, "/huge")[2] == HUGE
 
@@ -229,7 +229,7 @@ def test_clients_that_stop_reading_hold_no_thread_and_are_cut(impatient: Server)
             while chunk := receive(connection):
                 received += len(chunk)
         assert received < len(HUGE)
-    eventually_sync(lambda: open_descriptors() <= before, 5, "all descriptors are closed")
+    eventually_sync(lambda: open_descriptors() <= before, 60, "all descriptors are closed")
 
 
 def test_a_blob_that_ends_early_breaks_the_connection(server: Server) -> None:
@@ -270,4 +270,4 @@ def test_a_cancelled_response_gives_everything_back(server: Server) -> None:
             assert isinstance(server.outcomes.get(timeout=10), asyncio.CancelledError)
             while receive(connection):
                 pass
-    eventually_sync(lambda: open_descriptors() <= before, 5, "all descriptors are closed")
+    eventually_sync(lambda: open_descriptors() <= before, 60, "all descriptors are closed")

@@ -142,10 +142,10 @@ async def test_work_ends_when_the_lease_is_lost_and_the_next_takes_over() -> Non
 
     async with asyncio.TaskGroup() as group:
         first = group.create_task(work("a").lead(DUTY, lambda led: hold("a", led)))
-        await eventually(lambda: working == ["a"], 5, "the first leads")
+        await eventually(lambda: working == ["a"], 60, "the first leads")
         second = group.create_task(work("b").lead(DUTY, lambda led: hold("b", led)))
         await eventually(
-            lambda: len([k for k in kv.entries() if k.startswith(b"L/")]) == 2, 5, "both stand"
+            lambda: len([k for k in kv.entries() if k.startswith(b"L/")]) == 2, 60, "both stand"
         )
         (mine, _) = (await kv.read([keys.candidates(DUTY)])).ranges[0]
         assert mine.value == b"a"
@@ -155,7 +155,7 @@ async def test_work_ends_when_the_lease_is_lost_and_the_next_takes_over() -> Non
             await clock.advance(0.5)
             return working == ["b"]
 
-        assert await eventually(taken_over, 5, "the second leads")
+        assert await eventually(taken_over, 60, "the second leads")
         assert first.done()
         second.cancel()
     left = [k for k in kv.entries() if k.startswith(b"L/")]
@@ -183,7 +183,7 @@ async def test_a_leader_that_cannot_renew_stops_before_its_lease_runs_out() -> N
                 await clock.advance(0.1)
             return leading.done()
 
-        assert await eventually(stopped, 5, "the work is cancelled")
+        assert await eventually(stopped, 60, "the work is cancelled")
     assert clock.now < TTL_S
 
 

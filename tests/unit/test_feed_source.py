@@ -242,7 +242,7 @@ async def test_a_damaged_ack_is_replaced(model: Model) -> None:
                 return acked() == batch.head
             return False
 
-        await eventually(healed, 5, "the ack is recorded")
+        await eventually(healed, 60, "the ack is recorded")
 
 
 async def test_everything_is_told_again_after_a_time(model: Model) -> None:

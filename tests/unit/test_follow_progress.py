@@ -20,7 +20,7 @@ from tests.following import Here, There
 from tests.model import OTHER, REPOSITORY
 from tests.waiting import eventually
 
-DEADLINE_S = 10.0
+DEADLINE_S = 120.0
 
 
 @pytest.fixture(autouse=True)

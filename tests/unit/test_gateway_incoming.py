@@ -36,7 +36,7 @@ async def _held(registry: Served, location: str) -> str:
 
 
 async def _arrived(registry: Served) -> None:
-    await eventually(lambda: bool(registry.blobs._pieces), 5, "the first bytes arrive")
+    await eventually(lambda: bool(registry.blobs._pieces), 60, "the first bytes arrive")
 
 
 @pytest.mark.parametrize("row", ["U36"])
@@ -50,7 +50,7 @@ async def test_a_client_that_leaves(registry: Served, row: str) -> None:
     async def kept() -> bool:
         return await _held(registry, location) == "0-399"
 
-    await eventually(kept, 5, "the bytes are kept")
+    await eventually(kept, 60, "the bytes are kept")
     asked = {"Content-Range": "400-1023"}
     reply = await registry.ask("PUT", f"{location}&digest={BLOB}", LAYER[400:], asked)
     assert reply.status == 201
@@ -68,7 +68,7 @@ async def test_a_client_that_leaves_at_once(registry: Served, row: str, size: in
     async def kept() -> bool:
         return await _held(registry, location) == f"0-{size - 1}"
 
-    await eventually(kept, 5, "all bytes are kept")
+    await eventually(kept, 60, "all bytes are kept")
 
 
 @pytest.mark.parametrize("row", ["U36"])
@@ -172,12 +172,12 @@ async def test_bodies_that_are_not_whole_take_no_more_than_there_is() -> None:
     async with _reading(bodies) as address, asyncio.TaskGroup() as group:
         assert await _answer(address, 1_001, b"") == "ManifestTooLarge"
         slow = [group.create_task(_answer(address, 1_000, b"x" * 999)) for _ in range(2)]
-        await eventually(lambda: bodies._held_bytes == 1_998, 10, "both are begun")
+        await eventually(lambda: bodies._held_bytes == 1_998, 60, "both are begun")
         assert await _answer(address, 600, b"x" * 600) == "NoRoom"
         assert await _answer(address, 500, b"x" * 500) == "500"
         for task in slow:
             task.cancel()
-        await eventually(lambda: bodies._held_bytes == 0, 10, "both are forgotten")
+        await eventually(lambda: bodies._held_bytes == 0, 60, "both are forgotten")
         assert await _answer(address, 600, b"x" * 600) == "600"
 
 

@@ -193,7 +193,7 @@ async def test_the_log_stays_small(path: Path, monkeypatch: pytest.MonkeyPatch) 
             await asyncio.gather(*(kv.txn([], one) for one in puts))
             lengths.append(log.stat().st_size)
     assert max(lengths) < 12 << 20
-    await eventually(lambda: log.stat().st_size == 0, 20, "the log is empty")
+    await eventually(lambda: log.stat().st_size == 0, 60, "the log is empty")
     await kv.close()
 
 
@@ -241,12 +241,12 @@ async def test_a_lock_that_is_not_let_go_is_weather(
     kv: SqliteKV, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When another process keeps the lock, writes are refused in time, and reads go on."""
-    monkeypatch.setattr(kv_sqlite_threads, "LOCK_S", 0.1)
+    monkeypatch.setattr(kv_sqlite_threads, "LOCK_S", 0.3)
     await commit(kv, Put(b"a", b""))
     holder = sqlite3.connect(path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     calls = [kv.txn([], [Put(b"b", b"")]) for _ in range(100)]
-    async with asyncio.timeout(5):  # and not one after the other
+    async with asyncio.timeout(15):  # and not one after the other
         refused = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(answer) for answer in refused} == {MetadataUnavailable}
     assert await get(kv, b"a") is not None

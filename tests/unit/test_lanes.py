@@ -139,7 +139,7 @@ async def test_a_slow_repository_holds_back_no_other() -> None:
     async with site.lanes() as lanes:
         lanes.take(_batch(_change(A, 1)))
         lanes.take(_batch(_change(B, 2)))
-        await eventually(lambda: (B, 2) in site.applied, 5, "the other is applied")
+        await eventually(lambda: (B, 2) in site.applied, 60, "the other is applied")
         assert lanes.ledger.cursor.revision == 0
         site.held[A].set()
         await _cursor(lanes, 2)
@@ -164,11 +164,11 @@ async def test_a_parked_repository_catches_up_from_the_sources_state() -> None:
     site = _Site(failing={A: "no blob"}, state={A: [_change(A, 5)]}, as_of=6)
     async with site.lanes() as lanes:
         lanes.take(_batch(_change(A, 1)))
-        await eventually(lambda: lanes.parks.get(A), 5, "it is parked")
+        await eventually(lambda: lanes.parks.get(A), 60, "it is parked")
         site.failing.clear()
         assert site.applied == []
         lanes.hurry()
-        await eventually(lambda: lanes.parks.get(A) is None, 5, "it has caught up")
+        await eventually(lambda: lanes.parks.get(A) is None, 60, "it has caught up")
         lanes.take(_batch(_change(A, 7)))
         await _cursor(lanes, 7)
     assert site.applied == [(A, 5), (A, 7)]
@@ -179,7 +179,7 @@ async def test_what_came_during_the_catching_up_is_not_forgotten() -> None:
     site = _Site(failing={A: "no blob"}, state={A: [_change(A, 1)]}, as_of=1)
     async with site.lanes() as lanes:
         lanes.take(_batch(_change(A, 1)))
-        await eventually(lambda: lanes.parks.get(A), 5, "it is parked")
+        await eventually(lambda: lanes.parks.get(A), 60, "it is parked")
         lanes.take(_batch(_change(A, 2)))
         site.failing.clear()
         site.held[A] = asyncio.Event()
@@ -187,7 +187,7 @@ async def test_what_came_during_the_catching_up_is_not_forgotten() -> None:
         await asyncio.sleep(0)
         site.state[A], site.as_of = [_change(A, 2)], 2
         site.held.pop(A).set()
-        await eventually(lambda: lanes.parks.get(A) is None, 5, "it has caught up")
+        await eventually(lambda: lanes.parks.get(A) is None, 60, "it has caught up")
     assert (A, 2) in site.applied
 
 
@@ -197,9 +197,9 @@ async def test_changes_that_can_never_be_applied_stop_no_other() -> None:
     site = _Site(bad=frozenset(range(1, 11)), state={A: state}, as_of=20)
     async with site.lanes() as lanes:
         lanes.take(_batch(_change(A, 1)))
-        await eventually(lambda: lanes.parks.get(A), 5, "it is parked")
+        await eventually(lambda: lanes.parks.get(A), 60, "it is parked")
         lanes.hurry()
-        await eventually(lambda: len(site.tried) == 21, 5, "all of it was tried")
+        await eventually(lambda: len(site.tried) == 21, 60, "all of it was tried")
         park = lanes.parks.get(A)
     assert [revision for _, revision in site.applied] == list(range(11, 21))
     assert park is not None
@@ -212,14 +212,14 @@ async def test_a_catch_up_ends_early_if_nothing_can_be_applied() -> None:
     site = _Site(bad=frozenset(range(1, 21)), everywhere=True, state={A: state}, as_of=20)
     async with site.lanes() as lanes:
         lanes.take(_batch(_change(A, 1)))
-        await eventually(lambda: lanes.parks.get(A), 5, "it is parked")
+        await eventually(lambda: lanes.parks.get(A), 60, "it is parked")
         lanes.hurry()
 
         def again() -> bool:
             park = lanes.parks.get(A)
             return park is not None and park.record.attempts == 2
 
-        await eventually(again, 5, "it was tried again")
+        await eventually(again, 60, "it was tried again")
     assert site.tried == [1, 1, 2, 3, 4, 5]
 
 
@@ -239,7 +239,7 @@ async def test_work_that_takes_long_parks_its_repository_and_goes_on(
         assert lanes.parks.last_failure is None, "nothing has failed"
         assert site.applied == [(B, 2)]
         site.held[A].set()
-        await eventually(lambda: lanes.parks.get(A) is None, 5, "it has caught up")
+        await eventually(lambda: lanes.parks.get(A) is None, 60, "it has caught up")
     assert site.applied == [(B, 2), (A, 1)]
 
 
@@ -257,10 +257,10 @@ async def test_what_a_scan_told_counts_down(monkeypatch: pytest.MonkeyPatch) -> 
         site.bad = frozenset({4})
         site.held.pop(A).set()
         site.held_at[4] = asyncio.Event()
-        await eventually(lambda: lanes.parks.at_work == 1, 5, "the last is at work")
+        await eventually(lambda: lanes.parks.at_work == 1, 60, "the last is at work")
         assert site.applied == [(A, 2), (A, 3)]
         site.held_at[4].set()
-        await eventually(lambda: lanes.parks.at_work == 0, 5, "it has failed")
+        await eventually(lambda: lanes.parks.at_work == 0, 60, "it has failed")
         assert lanes.parks.last_failure == "4 is bad"
 
 
@@ -275,15 +275,15 @@ async def test_a_catch_up_that_takes_long_keeps_no_other_from_catching_up(
     site.state = {A: [_change(A, 1)], B: [_change(B, 2)]}
     async with site.lanes() as lanes:
         lanes.take(_batch(_change(A, 1), _change(B, 2)))
-        await eventually(lambda: len(lanes.parks) == 2, 5, "both are parked")
+        await eventually(lambda: len(lanes.parks) == 2, 60, "both are parked")
         assert lanes.parks.last_failure == "no blob"
         site.failing.clear()
         site.held[A] = asyncio.Event()
         lanes.hurry()
-        await eventually(lambda: lanes.parks.get(B) is None, 5, "the other has caught up")
+        await eventually(lambda: lanes.parks.get(B) is None, 60, "the other has caught up")
         assert site.applied == [(B, 2)]
         site.held[A].set()
-        await eventually(lambda: lanes.parks.get(A) is None, 5, "and so has it")
+        await eventually(lambda: lanes.parks.get(A) is None, 60, "and so has it")
 
 
 async def test_a_kv_that_does_not_answer_once_parks_nothing(
@@ -303,7 +303,7 @@ async def test_a_bug_parks_one_repository() -> None:
     site = _Site(errors=[ZeroDivisionError()], unreachable=True)
     async with site.lanes() as lanes:
         lanes.take(_batch(_change(A, 1)))
-        await eventually(lambda: lanes.parks.get(A), 5, "it is parked")
+        await eventually(lambda: lanes.parks.get(A), 60, "it is parked")
         lanes.take(_batch(_change(B, 2)))
         await _cursor(lanes, 2)
 
@@ -319,7 +319,7 @@ async def test_a_change_that_cannot_be_read_parks_its_repository_only() -> None:
         assert park is not None
         assert (park.record.first, park.record.last, park.record.reason) == (1, 4, "no register")
         lanes.hurry()
-        await eventually(lambda: (A, 3) in site.applied, 5, "the rest of it is applied")
+        await eventually(lambda: (A, 3) in site.applied, 60, "the rest of it is applied")
         assert lanes.parks.get(A) is not None
         site.unreadable = {}
 
@@ -327,7 +327,7 @@ async def test_a_change_that_cannot_be_read_parks_its_repository_only() -> None:
             lanes.hurry()
             return lanes.parks.get(A) is None
 
-        await eventually(caught_up, 5, "it has caught up")
+        await eventually(caught_up, 60, "it has caught up")
     assert (B, 3) in site.applied
 
 
@@ -339,11 +339,11 @@ async def test_what_was_followed_is_counted_once_applied() -> None:
     async with site.lanes() as lanes:
         lanes.take(_batch(_change(A, 3), scanning=True))
         lanes.take(_batch(first, second))
-        await eventually(lambda: lanes.parks.get(B), 5, "it is parked")
+        await eventually(lambda: lanes.parks.get(B), 60, "it is parked")
         assert site.followed == [first.register]
         site.failing.clear()
         lanes.hurry()
-        await eventually(lambda: lanes.parks.get(B) is None, 5, "it has caught up")
+        await eventually(lambda: lanes.parks.get(B) is None, 60, "it has caught up")
     assert site.followed == [first.register, second.register]
 
 
@@ -352,7 +352,7 @@ async def test_a_new_life_of_the_source_forgets_what_waits() -> None:
     site = _Site(held={A: asyncio.Event()}, failing={B: "no blob"}, unreachable=True)
     async with site.lanes() as lanes:
         lanes.take(_batch(_change(A, 100), _change(A, 101), _change(B, 102)))
-        await eventually(lambda: lanes.parks.get(B), 5, "one is parked")
+        await eventually(lambda: lanes.parks.get(B), 60, "one is parked")
         lanes.begin_life(Cursor("next", 0))
         assert lanes.parks.first == 0
         site.held.pop(A).set()
@@ -382,7 +382,7 @@ async def test_a_catch_up_from_before_is_not_one_of_what_is_told_anew() -> None:
             lanes.hurry()
             return (A, 7) in site.applied
 
-        await eventually(arrived, 5, "the change of the wider filter")
+        await eventually(arrived, 60, "the change of the wider filter")
 
 
 async def test_the_feed_is_not_read_on_while_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ async def test_work_that_is_done_is_forgotten() -> None:
 
     for _ in range(100):
         lifecycle.spawn("work", work())
-    await eventually(lambda: not lifecycle._steps, 10, "all of it is forgotten")
+    await eventually(lambda: not lifecycle._steps, 60, "all of it is forgotten")
     assert not lifecycle.stopping.is_set()
 
 

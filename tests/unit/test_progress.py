@@ -49,7 +49,7 @@ async def _counted(progress: ScanProgress, number: int | None) -> None:
 
     async with asyncio.TaskGroup() as group:
         task = group.create_task(progress.count(items))
-        await eventually(lambda: asked, 5, "the peer is asked")
+        await eventually(lambda: asked, 60, "the peer is asked")
         await asyncio.sleep(0)
         task.cancel()
 
@@ -101,10 +101,10 @@ async def test_a_peer_that_does_not_answer_ends_nothing(progress: ScanProgress) 
     async with asyncio.TaskGroup() as group:
         task = group.create_task(progress.count(items))
         progress.take(_batch(10))
-        await eventually(lambda: asked == 1, 5, "the peer is asked")
+        await eventually(lambda: asked == 1, 60, "the peer is asked")
         progress.begin_stream(anew=False)
         progress.take(_batch(10))
-        await eventually(lambda: asked == 2, 5, "the peer is asked again")
+        await eventually(lambda: asked == 2, 60, "the peer is asked again")
         task.cancel()
     assert progress.at(0, 0, 0) == Progress(10, None, 0, 0, None)
 

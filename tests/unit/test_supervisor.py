@@ -159,7 +159,7 @@ async def test_kill_takes_what_a_child_has_started(start: Start, tmp_path: Path)
         grandchild = await parent.started()
         supervisor.kill()
         assert await run == 1
-        await eventually(lambda: not is_running(grandchild), 10, "the grandchild is gone")
+        await eventually(lambda: not is_running(grandchild), 60, "the grandchild is gone")
 
 
 def is_running(pid: int) -> bool:
@@ -174,7 +174,7 @@ async def test_a_child_that_is_stopped_while_starting_counts_as_drained(start: S
     """Before its handlers stand a child dies of SIGTERM, and has nothing to lose."""
     one = start("one", "import signal; signal.pause()")
     async with running(one) as (supervisor, run):
-        await eventually(lambda: bool(supervisor._running), 10, "the child runs")
+        await eventually(lambda: bool(supervisor._running), 60, "the child runs")
         supervisor.stop()
         assert await run == 0
 
@@ -202,7 +202,7 @@ asyncio.run(Supervisor([Child("one", {program.child.argv!r})]).run())
         async def scene() -> None:
             child = await program.started()
             top.kill()
-            await eventually(lambda: not is_running(child), 20, "the child has drained")
+            await eventually(lambda: not is_running(child), 60, "the child has drained")
 
         asyncio.run(scene())
 

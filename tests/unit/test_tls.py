@@ -305,6 +305,6 @@ async def test_a_connection_that_ends_in_a_body_is_no_news_to_the_loop(
     await entered.wait()
     writer.close()
     await writer.wait_closed()
-    await eventually(told.is_set, 10, "the request hears of it")
+    await eventually(told.is_set, 60, "the request hears of it")
     await server.stop()
     assert [record for record in caplog.records if record.name == "asyncio"] == []

@@ -29,7 +29,7 @@ from tests.model import Model
 from tests.ports import free_port
 from tests.waiting import eventually
 
-DEADLINE_S: Final = 10.0
+DEADLINE_S: Final = 120.0
 # A field of number 100 that holds one byte: nobody here has given it a meaning.
 FROM_THE_FUTURE: Final = b"\xa2\x06\x01x"
 

@@ -114,13 +114,13 @@ async def test_one_piece_of_work_after_the_other_is_one() -> None:
         changes = [Change(TagName(A, Tag("t")), Register(), revision) for revision in (1, 2)]
         lanes.take(Batch("life", changes, 2, False, 2))
         lane = next(iter(lanes._lanes.values()))
-        await eventually(lambda: slow.begun == [1], 5, "the first is begun")
+        await eventually(lambda: slow.begun == [1], 60, "the first is begun")
         since = lane[0].since
         slow.let.release()
-        await eventually(lambda: slow.begun == [1, 2], 5, "the second is begun")
+        await eventually(lambda: slow.begun == [1, 2], 60, "the second is begun")
         assert lane[0].since == since
         slow.let.release()
-        await eventually(lambda: not lanes._lanes, 5, "all is done")
+        await eventually(lambda: not lanes._lanes, 60, "all is done")
     assert ledger.cursor.revision == 2
 
 
