@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := node gateway replicator tests
 PYTEST := $(BIN)/python -m pytest
-# Processes of the quick suites; the slow ones start processes of their own.
+# Processes that run tests; the slow suites start more of their own, and wait for those.
 JOBS ?= 2
 
 MAKEFLAGS += --no-print-directory
@@ -40,7 +40,7 @@ quick: $(READY) ## Run the tests that need no other process
 	@$(PYTEST) -q -n $(JOBS) -m "not slow and not torture"
 
 slow: $(READY) ## Run the tests with real processes and real clients
-	@$(PYTEST) -m "slow and not torture" --durations 15 --durations-min 5
+	@$(PYTEST) -q -n $(JOBS) --dist loadfile -m "slow and not torture" --durations 15
 
 torture: $(READY) programs ## Run the long tests: hundreds of kills, cuts, seeds
 	@ENTREPOT_SEEDS=50000 $(PYTEST) -q -n $(JOBS) -m "not slow and not torture" tests/scenario

@@ -147,7 +147,8 @@ async def _reading(bodies: SmallBodies) -> AsyncIterator[str]:
         except RegistryError as err:
             return web.Response(text=type(err).__name__)
 
-    runner = web.ServerRunner(web.Server(answer))
+    # What is refused is answered at once, and not after ten seconds more of its body.
+    runner = web.ServerRunner(web.Server(answer, lingering_time=0.1))
     await runner.setup()
     port = free_port()
     await web.TCPSite(runner, "127.0.0.1", port).start()
