@@ -29,7 +29,7 @@ from node.errors import (
 from node.keys import ManifestName, Name, TagName
 from node.manifest import Descriptor, Manifest, parse_manifest
 from node.reference import Repository
-from node.replica import HeldManifest, Replica
+from node.replica import HeldManifest, Landed, Replica
 from replicator.plan import (
     ApplyManifest,
     ApplyTag,
@@ -214,25 +214,28 @@ class Apply:
         if work.depth > _DEPTH:
             return Parked("indexes are nested too deep")
         for number in range(_STEPS):
-            step = await self._round(work)
-            if isinstance(step, Done | Clear):
-                return Applied(before=not number and isinstance(step, Done))
-            if isinstance(step, Wait):
-                if work.late is None:
-                    return Parked(step.reason)
-                return Parked(f"{step.reason}: {work.late.reason}", work.late.everywhere)
+            match await self._round(work):
+                case Done():
+                    return Applied(before=not number)
+                case Clear() | Landed.APPLIED:
+                    return Applied()
+                case Wait(reason=reason):
+                    return _parked(reason, work.late)
+                case _:
+                    continue
         return Parked("it changes faster than it can be applied")
 
     # --- one round: look, plan, do
 
-    async def _round(self, work: _Work) -> Step:
+    async def _round(self, work: _Work) -> Step | Landed:
+        """One step, and whether it has landed where nothing is left to do after it."""
         match work.change.name:
             case ManifestName() as manifest:
                 return await self._manifest(manifest, work)
             case TagName() as tag:
                 return await self._tag(tag, work)
 
-    async def _manifest(self, name: ManifestName, work: _Work) -> ManifestStep:
+    async def _manifest(self, name: ManifestName, work: _Work) -> ManifestStep | Landed:
         held, step = await self._look(name, work)
         match step:
             case Done() | Wait():
@@ -241,8 +244,10 @@ class Apply:
                 await self._bring(name, step, work)
             case Ask(names=names):
                 await self._ask(names, work)
+            case ApplyManifest(merged=merged):
+                return await self._replica.apply_manifest(name, held, merged)
             case _:
-                await self._land(name, held, step, work)
+                await self._tidy(name, held, step, work)
         return step
 
     async def _look(self, name: ManifestName, work: _Work) -> tuple[HeldManifest, ManifestStep]:
@@ -258,17 +263,11 @@ class Apply:
             case Transfer(descriptors=descriptors):
                 await self._blobs.ensure(name.repository, descriptors)
 
-    async def _land(
-        self,
-        name: ManifestName,
-        held: HeldManifest,
-        step: ApplyManifest | Bury | Keep | Clear,
-        work: _Work,
+    async def _tidy(
+        self, name: ManifestName, held: HeldManifest, step: Bury | Keep | Clear, work: _Work
     ) -> None:
-        """Try a write once; whether it landed shows at the next look."""
+        """Try a write once; whether it landed, and what is left to do, shows at the next look."""
         match step:
-            case ApplyManifest(merged=merged):
-                await self._replica.apply_manifest(name, held, merged)
             case Bury(merged=merged):
                 await self._replica.bury(name, held, merged)
             case Keep(merged=merged):
@@ -278,7 +277,7 @@ class Apply:
             case _:
                 assert_never(step)
 
-    async def _tag(self, name: TagName, work: _Work) -> TagStep:
+    async def _tag(self, name: TagName, work: _Work) -> TagStep | Landed:
         held = await self._replica.tag(name, work.change.register)
         step = plan_tag(name, work.change, held, work.told, deletes=self._deletes)
         match step:
@@ -287,7 +286,7 @@ class Apply:
             case Ask(names=names):
                 await self._ask(names, work)
             case ApplyTag(merged=merged, gone=gone):
-                await self._replica.apply_tag(name, held, merged, gone)
+                return await self._replica.apply_tag(name, held, merged, gone)
             case _:
                 assert_never(step)
         return step
@@ -332,6 +331,10 @@ class Apply:
             result = await self._apply(_Work(answer, work.depth + 1))
             if isinstance(result, Parked):
                 work.late = result
+
+
+def _parked(reason: str, late: Parked | None) -> Parked:
+    return Parked(f"{reason}: {late.reason}", late.everywhere) if late else Parked(reason)
 
 
 def _everywhere(error: Exception) -> bool:
