@@ -289,10 +289,11 @@ class Follow:
                     await self._news.wait()
             await self._settle(lanes)
             self._news.clear()
-            self._measures.show(self._status(lanes), self._ahead_ms)
-            written = self._worth_saving(lanes)
+            status = self._status(lanes)
+            self._measures.show(status, self._ahead_ms)
+            written = self._worth_saving(lanes, status)
             try:
-                if written or self._work_moved(lanes):
+                if written or self._work_moved(status):
                     await self._save(lanes)
                 await self._ack(lanes)
             except MetadataUnavailable as err:
@@ -314,8 +315,8 @@ class Follow:
         now = asyncio.get_running_loop().time()
         self._busy_since = min(self._busy_since, now) if lanes.waiting else math.inf
 
-    def _worth_saving(self, lanes: Lanes) -> bool:
-        cursor, status = lanes.ledger.cursor, self._status(lanes)
+    def _worth_saving(self, lanes: Lanes, status: FollowRecord) -> bool:
+        cursor = lanes.ledger.cursor
         return (
             lanes.parks.changed
             or lanes.moved
@@ -327,11 +328,11 @@ class Follow:
             or (status.stands and abs(status.ms - self._told.ms) >= _RENEWED_S * 1000)
         )
 
-    def _work_moved(self, lanes: Lanes) -> bool:
+    def _work_moved(self, status: FollowRecord) -> bool:
         """Whether so much came meanwhile that it is worth a save: once a second."""
         if asyncio.get_running_loop().time() - self._saved_at < _SAVE_S or self._told is None:
             return False
-        return has_moved(self._status(lanes), self._told)
+        return has_moved(status, self._told)
 
     @property
     def _is_late(self) -> bool:

@@ -161,13 +161,12 @@ class Lanes:
         """When the oldest change in a lane was written that no scan told, in ms by its writer's
         clock, if known.
         """
-        written = [
-            value.ms
+        written = (
+            waiting.written_ms
             for lane in self._lanes.values()
             for waiting in lane
-            if not waiting.is_scanned
-            for value in waiting.change.register.siblings.values()
-        ]
+            if waiting.written_ms is not None and not waiting.is_scanned
+        )
         return min(written, default=None)
 
     @property

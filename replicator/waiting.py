@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from node.change import Change
@@ -23,13 +23,21 @@ PATIENCE_S: Final = 2.0
 
 @dataclass(slots=True)
 class Waiting:
-    """A change in its lane; it is at work `since` then, by a monotonic clock."""
+    """A change in its lane; it is at work `since` then, by a monotonic clock.
+
+    `written_ms` is when the oldest of its values was written, in ms by its writer's clock, if any.
+    """
 
     change: Change
     entered: Entered
     counts: bool  # as what a scan is not over without
     preparing: Preparing = None
     since: float = math.inf
+    written_ms: int | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        written = (value.ms for value in self.change.register.siblings.values())
+        self.written_ms = min(written, default=None)
 
     @property
     def is_scanned(self) -> bool:
