@@ -85,6 +85,15 @@ class Replica:
 
     # --- looking
 
+    async def registers(self, names: Collection[keys.Name]) -> Mapping[keys.Name, Register[Pushed]]:
+        """What is held of each of these names.
+
+        Raises:
+            MetadataUnavailable: No answer in time.
+        """
+        seen = await self._decider.look(only(keys.register(name)) for name in names)
+        return {name: register_at(seen, keys.register(name)) for name in names}
+
     async def manifest(self, name: keys.ManifestName, manifest: Manifest | None) -> HeldManifest:
         """What is held of a manifest, and what of its body's needs, if the body is known.
 

@@ -183,6 +183,7 @@ class Following:
             client,
             apply,
             leadership,
+            held=replica,
             reconcile=reconcile,
             heard=partial(self._life.heard, site.record),
             measures=self._measures.of(peer.site),

@@ -206,8 +206,9 @@ class Apply:
             with suppress(RegistryError):
                 for _ in ("its body", "its blobs"):
                     _, step = await self._look(change.name, work)
-                    if isinstance(step, FetchBody | Transfer):
-                        await self._bring(change.name, step, work)
+                    if not isinstance(step, FetchBody | Transfer):
+                        break
+                    await self._bring(change.name, step, work)
         return work.manifest
 
     async def _apply(self, work: _Work) -> Result:

@@ -44,6 +44,7 @@ from replicator.progress import ScanProgress
 from replicator.reach import Reach
 from replicator.reconcile import Follower, Reconcile
 from replicator.reports import has_moved, is_news, is_to_be_said, report
+from replicator.sift import Held, Sifted, sift
 
 _SAVE_S: Final = 1.0
 _SETTLES_S: Final = 0.2
@@ -62,8 +63,8 @@ _log = structlog.stdlib.get_logger(__name__)
 class Follow:
     """One peer's follower, for as long as it leads.
 
-    `heard` is told up to which revision the peer knows of this site's present life, before anything
-    of the peer is taken; `clock_ms` is the wall clock.
+    `held` is what this site holds; `heard` is told up to which revision the peer knows of its
+    present life, before anything of the peer is taken; `clock_ms` is the wall clock.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Follow:
         applying: Applying,
         leadership: Leadership,
         *,
+        held: Held,
         reconcile: Reconcile,
         heard: Callable[[int], Awaitable[None]],
         progress: ScanProgress,
@@ -84,7 +86,7 @@ class Follow:
         self._reconcile = reconcile
         self._heard = heard
         self._progress = progress
-        self._applying = applying
+        self._applying, self._held = applying, held
         self._checkpoint = Checkpoint(kv, client.site, leadership)
         self._measures = measures
         self._clock_ms = clock_ms
@@ -189,11 +191,10 @@ class Follow:
                 self._turn(State.FOLLOWING if after.revision else State.SCANNING)
                 if after.revision:
                     self._reconcile.begin(hello)
-                self._news.set()  # for the ack
                 async with aclosing(stream.batches()) as batches:
                     async for batch in batches:
                         await self._listen(batch.changes)
-                        self._take(batch, lanes)
+                        self._take(batch, await sift(self._held, batch.changes), lanes)
                         if not batch.scanning:
                             self._reconcile.begin(hello)
                         yield
@@ -213,7 +214,7 @@ class Follow:
         theirs = await self._client.roots()
         return None if theirs is None else theirs.scanned.roots.registers
 
-    def _take(self, batch: Batch, lanes: Lanes) -> None:
+    def _take(self, batch: Batch, sifted: Sifted, lanes: Lanes) -> None:
         if batch.incarnation != lanes.ledger.cursor.incarnation:
             raise PeerUnavailable(self._client.site, "it began a new life")
         if not batch.scanning and batch.revision < (taken := lanes.ledger.taken):
@@ -225,13 +226,13 @@ class Follow:
         if batch.changes or batch.unreadable:
             self._reconcile.overtaken()
         self._progress.take(batch)
-        self._put(batch, lanes)
+        self._put(batch, sifted, lanes)
         self._notice()
 
-    def _put(self, batch: Batch, lanes: Lanes, *, again: bool = False) -> None:
+    def _put(self, batch: Batch, sifted: Sifted, lanes: Lanes, *, again: bool = False) -> None:
         if batch.scanning and not lanes.is_scanned:
             self._scanned_ms = self._clock_ms()
-        lanes.take(batch, again=again)
+        lanes.take(replace(batch, changes=tuple(sifted.news)), sifted.known, again=again)
 
     async def _repository(self, name: Repository) -> AsyncGenerator[Batch, None]:
         async with aclosing(self._client.repository(name)) as batches:
@@ -255,7 +256,8 @@ class Follow:
             if batch.incarnation != lanes.ledger.cursor.incarnation:
                 raise PeerUnavailable(self._client.site, "it began a new life")
             await self._listen(batch.changes)
-            self._put(replace(batch, scanning=True), lanes, again=True)
+            sifted = await sift(self._held, batch.changes)
+            self._put(replace(batch, scanning=True), sifted, lanes, again=True)
             await lanes.room()
 
         async def caught_up() -> None:

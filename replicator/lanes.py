@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from itertools import islice
 from typing import Final, Protocol
@@ -99,8 +99,14 @@ class Lanes:
 
     # --- taking changes
 
-    def take(self, batch: Batch, *, again: bool = False) -> None:
-        """Put a batch's changes into their lanes; `again`: they are no news, and of no scan."""
+    def take(self, batch: Batch, known: Sequence[Change] = (), *, again: bool = False) -> None:
+        """Put a batch's changes into their lanes; `again`: they are no news, and of no scan.
+
+        `known` are changes that came with them, and that are applied already.
+        """
+        self.moved = self.moved or bool(known)  # the source is to hear of them
+        for change in () if batch.scanning else known:
+            self._applied(change.register)
         counts = batch.scanning and not again
         for repository, reason in batch.unreadable.items():
             self._leave_out(repository, batch, reason)

@@ -107,6 +107,11 @@ TagStep: TypeAlias = Done | Ask | ApplyTag | Wait
 Step: TypeAlias = ManifestStep | TagStep
 
 
+def is_known(change: Change, held: Register[Pushed]) -> bool:
+    """Whether nothing is to be done for a change; of what is dead here something may be left."""
+    return held.live and merge(held, change.register) == held
+
+
 def plan_manifest(
     name: ManifestName, change: Change, held: HeldManifest, told: Told, *, deletes: bool
 ) -> ManifestStep:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ from node import keys
 from node.change import Change
 from node.config_models import Peer
 from node.election import Candidate, Leadership
-from node.keys import TagName
+from node.keys import Name, TagName
 from node.kv import Delete, Put
 from node.losses import Losses
 from node.manifest import Manifest
@@ -50,6 +50,8 @@ class Here:
     most: int | None = None
     """Changes that are applied before the next ones wait for `go_on`; None: all."""
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
+    forgetful: bool = True
+    """Whether it applies again what it has, so that all that is told is seen in `applied`."""
     time_ms: int = 1_000_000
     known: list[int] = field(default_factory=list)
     """How far peers knew of this site, as they said it."""
@@ -70,13 +72,20 @@ class Here:
         if self.failing:
             return Parked(self.failing)
         self.applied.append(change)
-        key = keys.register(change.name)
-        value = self.kv.entries().get(key)
-        mine: Register[Pushed] = Register() if value is None else codec.decode_register(value)
+        mine = self._register(change.name)
         merged = taken(mine, change.register, deletes=self.deletes)
         if merged != mine:
-            await self.kv.txn([], [Put(key, codec.encode_register(merged))])
+            put = Put(keys.register(change.name), codec.encode_register(merged))
+            await self.kv.txn([], [put])
         return Applied()
+
+    async def registers(self, names: Collection[Name]) -> Mapping[Name, Register[Pushed]]:
+        """See Held."""
+        return {name: Register() if self.forgetful else self._register(name) for name in names}
+
+    def _register(self, name: Name) -> Register[Pushed]:
+        value = self.kv.entries().get(keys.register(name))
+        return Register() if value is None else codec.decode_register(value)
 
     async def heard(self, revision: int) -> None:
         """See Follow."""
@@ -137,6 +146,7 @@ class Here:
             client,
             self,
             leadership,
+            held=self,
             reconcile=self.reconcile(client),
             heard=self.heard,
             progress=ScanProgress(),
