@@ -44,6 +44,8 @@ from node.tag_transactions import (
 from node.transaction import Seen, Transaction, gaps
 from node.wire import codec
 
+# Indexes that a kept child is guarded by: two guards each, of the 128 that a transaction may have.
+_KEPT_FOR = 32
 _TITLE = "org.opencontainers.image.title"
 _DESCRIPTION = "org.opencontainers.image.description"
 
@@ -289,12 +291,16 @@ def apply_manifest(
 def keep_manifest(txn: Transaction, digest: Digest, merged: Register[Pushed]) -> None:
     """The keeping rule (5.5): a live index here needs what a peer deleted, so it stays.
 
-    The merge is written with a fresh dot of this site, which the peer has not seen.
+    The merge is written with a fresh dot of this site, which the peer has not seen.  An index that
+    has died meanwhile needs nothing any more: then this does not land.
     """
     key = keys.manifest(txn.repository, digest)
     mine = register_at(txn.seen, key)
     shown = mine.shown()
     assert shown is not None, "only what is live is kept"
     txn.unchanged(key)
+    for parent in needing(txn.seen, txn.repository, digest)[:_KEPT_FOR]:
+        txn.unchanged(keys.manifest(txn.repository, parent))
+        txn.unchanged(keys.stage(txn.repository, parent))
     value = replace(shown, ms=mine.next_ms(txn.stamp.now_ms))
     txn.put(key, codec.encode_register(merged.push(txn.dot, value)))

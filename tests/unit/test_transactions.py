@@ -277,6 +277,21 @@ async def test_a_kept_child_has_a_dot_that_the_peer_has_not_seen(
     assert merge(kept, tombstone) == kept
 
 
+async def test_a_child_is_not_kept_for_an_index_that_has_died(
+    model: Model, replica: Replica
+) -> None:
+    """A delete of the index between the look and the write: nobody needs the child any more."""
+    child, _ = await model.image()
+    index = await model.push(index_body([child]), media_type=OCI_INDEX)
+    name = ManifestName(REPOSITORY, child)
+    held = await replica.manifest(name, None)
+    assert held.parents.keys() == {index}
+    await model.metadata.delete_manifest(REPOSITORY, index, None)
+    merged = merge(held.register, held.register.delete(Dot("nyc#1", 9)))
+    assert await replica.keep(name, held, merged) is Landed.STALE
+    assert not (await replica.manifest(name, None)).parents
+
+
 async def test_a_lost_reply_is_resolved_by_looking_again(model: Model, replica: Replica) -> None:
     """T3r needs no operation key: a register that merging would not change is applied."""
     digest, _ = await model.image()
