@@ -11,7 +11,7 @@ from typing import Final
 
 from node import keys
 from node.digest import Digest
-from node.kv import MAX_RANGES, Range, only
+from node.kv import MAX_RANGES, Entry, Range, only
 from node.manifest import Manifest
 from node.manifest_transactions import clear_tags
 from node.reference import Repository
@@ -83,30 +83,48 @@ async def _drop_tags(decider: Decider, repository: Repository, digest: Digest) -
 async def _release(
     decider: Decider, repository: Repository, digest: Digest, manifest: Manifest
 ) -> None:
-    """Turn its references into pins, its own body's last: that one says that work is left."""
+    """Turn its references into pins, its own body's last: that one says that work is left.
+
+    All of them are those of one death: of a manifest that was pushed and deleted again meanwhile,
+    those that were released first are to be released once more.
+    """
     ordered = [*manifest.needs.digests, digest]
-    for start in range(0, len(ordered), _REFERENCES_AT_ONCE):
-        await _release_some(
-            decider, repository, digest, ordered[start : start + _REFERENCES_AT_ONCE]
-        )
+    key = keys.manifest(repository, digest)
+    start = 0
+    was: Entry | None = None
+    while start < len(ordered):
+        if not start:
+            was = (await decider.look([manifest_range(repository, digest)])).entry(key)
+        some = ordered[start : start + _REFERENCES_AT_ONCE]
+        same = await _release_some(decider, repository, digest, some, was)
+        start = start + len(some) if same else 0
 
 
 async def _release_some(
-    decider: Decider, repository: Repository, digest: Digest, targets: list[Digest]
-) -> None:
+    decider: Decider,
+    repository: Repository,
+    digest: Digest,
+    targets: list[Digest],
+    was: Entry | None,
+) -> bool:
+    """Release these of a dead manifest; False if it is not what it was."""
     ranges = [only(keys.reference(target, repository, digest)) for target in targets]
     ranges += [manifest_range(repository, digest), stage_range(repository, digest)]
     assert len(ranges) <= MAX_RANGES
 
-    def decision(txn: Transaction) -> None:
+    def decision(txn: Transaction) -> bool:
+        if txn.seen.entry(keys.manifest(repository, digest)) != was:
+            return False
         # What a stage has written is its holder's, or the janitor's (node/staging.py).
         if not is_live(txn.seen, repository, digest) and not is_staged(
             txn.seen, repository, digest
         ):
             unstaged(txn, digest)
             release(txn, digest, targets)
+        return True
 
-    await decider.decide(repository, lambda: decider.look(ranges), decision)
+    _, same = await decider.decide(repository, lambda: decider.look(ranges), decision)
+    return bool(same)
 
 
 async def forget(decider: Decider, repository: Repository) -> None:

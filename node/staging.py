@@ -8,7 +8,7 @@ again, each after a while of its own.  What a crash leaves is found by its stage
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 from node import keys
@@ -163,37 +163,51 @@ class Staging:
         if not isinstance(outcome, Ok):
             return False
         token = outcome.revision
-        # The body's own reference is the last that a delete lets go of.
-        targets = (*codec.decode_stage(entry.value).targets, digest)
-        step = max(1, (self._chunk - 2) // 2)
         try:
-            for start in range(0, len(targets), step):
-                await self._undo(repository, digest, token, targets[start : start + step])
-            await self._end(repository, digest, token)
+            for _ in range(_ATTEMPTS):
+                if await self._undo(repository, digest, token):
+                    return True
         except StageLost:
             return False  # whoever holds it now goes on with it, or clears it
-        return True
+        raise MetadataUnavailable("too much contention")
 
-    async def _undo(
-        self, repository: Repository, digest: Digest, token: int, targets: tuple[Digest, ...]
-    ) -> None:
-        ranges = [only(keys.reference(target, repository, digest)) for target in targets]
-        ranges += [manifest_range(repository, digest), stage_range(repository, digest)]
+    async def _undo(self, repository: Repository, digest: Digest, token: int) -> bool:
+        """Release all, if the manifest is not live, and end the stage; False if that has changed.
 
-        def decision(txn: Transaction) -> None:
-            hold(txn, digest, token)
-            if not is_live(txn.seen, repository, digest):
+        Deletes leave to us what is staged.  So all of it is about one state of the manifest: else
+        some of a manifest that dies meanwhile would be released, and the rest by nobody.
+        """
+        within = [manifest_range(repository, digest), stage_range(repository, digest)]
+        seen = await self._decider.look(within)
+        key, staged = keys.manifest(repository, digest), seen.entry(keys.stage(repository, digest))
+        was = seen.entry(key)
+        if staged is None:
+            raise StageLost
+
+        async def do(targets: Sequence[Digest], last: Callable[[Transaction], None]) -> bool:
+            references = [only(keys.reference(target, repository, digest)) for target in targets]
+
+            def decision(txn: Transaction) -> bool:
+                if txn.seen.entry(key) != was:
+                    return False
                 release(txn, digest, targets)
+                last(txn)
+                return True
 
-        await self._decider.decide(repository, lambda: self._decider.look(ranges), decision)
+            _, done = await self._decider.decide(
+                repository, lambda: self._decider.look([*within, *references]), decision
+            )
+            return bool(done)
 
-    async def _end(self, repository: Repository, digest: Digest, token: int) -> None:
-        within = [stage_range(repository, digest)]
-        await self._decider.decide(
-            repository,
-            lambda: self._decider.look(within),
-            lambda txn: end(txn, digest, token),
-        )
+        targets: Sequence[Digest] = ()
+        if not is_live(seen, repository, digest):
+            # The body's own reference is the last that a delete lets go of.
+            targets = (*codec.decode_stage(staged.value).targets, digest)
+        step = max(1, (self._chunk - 2) // 2)
+        for start in range(0, len(targets), step):
+            if not await do(targets[start : start + step], lambda txn: hold(txn, digest, token)):
+                return False
+        return await do((), lambda txn: end(txn, digest, token))
 
     async def _clear(self, found: Entry) -> bool:
         """Take a stage over that is still as it was found, and undo it; whether it was."""

@@ -259,6 +259,43 @@ async def test_a_delete_lets_go_of_nothing_that_a_stage_wrote(model: Model) -> N
     _check(model, body)
 
 
+@pytest.mark.parametrize(
+    ("again", "n"), [*((False, n) for n in range(1, 12)), *((True, n) for n in range(1, 30, 2))]
+)
+async def test_a_manifest_dies_while_its_stage_is_cleared(
+    model: Model, again: bool, n: int
+) -> None:
+    """Its delete leaves the references to whoever clears the stage, who leaves none.
+
+    `again`: it was dead, is pushed again and deleted again.
+    """
+    digest, body = await _image(model, "v1")
+    manifest = parse_manifest(body, None)
+    model.kv.faults = _At(4, Crash(Killed(), applied=True))
+    with pytest.raises(Killed):
+        await model.push(body, "v2")
+    model.kv.faults = lambda *_: None
+    if again:
+        await model.metadata.delete_manifest(REPOSITORY, digest, manifest)
+    left = n
+
+    async def at_last() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            if again:
+                await model.push(body, "v3")
+            await model.metadata.delete_manifest(REPOSITORY, digest, manifest)
+
+    model.kv._pause = at_last
+    await model.staging.sweep(model.time_ms + 1)
+    assert left < 0, "it was swept before anything was done"
+    model.kv._pause = _nothing
+    await model.staging.sweep(model.time_ms + 1)
+    assert await _shows(model, digest) is None
+    _check(model, body)
+
+
 async def test_a_peers_large_manifest_is_staged_without_dots(model: Model) -> None:
     """T3r goes the same way, and its register is the peer's."""
     source = Model(MemoryKV(), site="nyc#1")
