@@ -16,6 +16,7 @@ from node.reference import Repository
 from node.transaction import Transaction
 from node.wire import codec
 from replicator.apply import Applied, Apply
+from replicator.sift import sift
 from tests.scenario.checker import require
 from tests.scenario.images import CONTENT
 from tests.scenario.site import Network, SimSite
@@ -45,6 +46,8 @@ class Follower:
 
     async def take(self, changes: Sequence[Change]) -> None:
         """Apply changes in their order, or park their repositories; the cursor stays."""
+        if self._network.chance(0.5):  # else what is known is found to be nothing, one by one
+            changes = (await sift(self.site.replica, changes)).news
         parked = await self.parked()
         for change in changes:
             repository = change.name.repository

@@ -17,9 +17,12 @@ from node import (
     tag_transactions,
 )
 from node.digest import Digest
+from node.kv import only
 from node.reference import Repository
+from node.reference_transactions import end, release, stage_range
 from node.staging import Staging
-from node.transaction import Seen
+from node.tag_transactions import manifest_range
+from node.transaction import Seen, Transaction
 from node.wire import codec
 from tests.scenario.profile import Profile
 
@@ -37,13 +40,20 @@ def stage_goes_first(patch: Patch) -> None:
     """Clearing a stage deletes it before the references by which it would be found."""
 
     async def abandon(self: Staging, repository: Repository, digest: Digest, token: int) -> None:
-        within = [reference_transactions.stage_range(repository, digest)]
-        seen = await self._decider.look(within)
-        entry = seen.entry(keys.stage(repository, digest))
-        if entry is not None:
-            await self._end(repository, digest, token)
-            targets = codec.decode_stage(entry.value).targets
-            await self._undo(repository, digest, token, targets)
+        look, decide = self._decider.look, self._decider.decide
+        within = [stage_range(repository, digest), manifest_range(repository, digest)]
+        entry = (await look(within)).entry(keys.stage(repository, digest))
+        if entry is None:
+            return
+        await decide(repository, lambda: look(within), lambda txn: end(txn, digest, token))
+        targets = codec.decode_stage(entry.value).targets
+        references = [only(keys.reference(target, repository, digest)) for target in targets]
+
+        def decision(txn: Transaction) -> None:
+            if not tag_transactions.is_live(txn.seen, repository, digest):
+                release(txn, digest, targets)
+
+        await decide(repository, lambda: look([*within, *references]), decision)
 
     patch.setattr(Staging, "abandon", abandon)
 
