@@ -94,7 +94,10 @@ async def _release(
     was: Entry | None = None
     while start < len(ordered):
         if not start:
-            was = (await decider.look([manifest_range(repository, digest)])).entry(key)
+            seen = await decider.look([manifest_range(repository, digest)])
+            if is_live(seen, repository, digest):
+                return  # whoever deletes it the next time does all of this
+            was = seen.entry(key)
         some = ordered[start : start + _REFERENCES_AT_ONCE]
         same = await _release_some(decider, repository, digest, some, was)
         start = start + len(some) if same else 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from node import keys
 from node.blob_transactions import Copy, adopt
@@ -45,7 +46,7 @@ from node.transaction import Seen, Transaction, gaps
 from node.wire import codec
 
 # Indexes that a kept child is guarded by: two guards each, of the 128 that a transaction may have.
-_KEPT_FOR = 32
+_KEPT_FOR: Final = 32
 _TITLE = "org.opencontainers.image.title"
 _DESCRIPTION = "org.opencontainers.image.description"
 

@@ -86,13 +86,19 @@ class Replica:
     # --- looking
 
     async def registers(self, names: Collection[keys.Name]) -> Mapping[keys.Name, Register[Pushed]]:
-        """What is held of each of these names.
+        """What is held of each of these names; of what can't be read, nothing.
 
         Raises:
             MetadataUnavailable: No answer in time.
         """
         seen = await self._decider.look(only(keys.register(name)) for name in names)
-        return {name: register_at(seen, keys.register(name)) for name in names}
+        held = {}
+        for name in names:
+            try:
+                held[name] = register_at(seen, keys.register(name))
+            except ValueError:  # whoever applies a change of it says what is wrong
+                held[name] = Register()
+        return held
 
     async def manifest(self, name: keys.ManifestName, manifest: Manifest | None) -> HeldManifest:
         """What is held of a manifest, and what of its body's needs, if the body is known.

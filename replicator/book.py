@@ -40,13 +40,16 @@ class Ledger:
         self.newest = cursor.revision
         self._open: deque[Entered] = deque()
 
-    def enter(self, revision: int, changes: int, *, scanning: bool) -> Entered:
-        """Take a batch in, with so many changes that are neither applied nor parked."""
+    def enter(self, revision: int, changes: int, *, scanning: bool, known: int = 0) -> Entered:
+        """Take a batch in, with so many changes that are neither applied nor parked.
+
+        `known` came with them, and were applied before.
+        """
         entered = Entered(None if scanning else revision, changes)
         self._open.append(entered)
         if not scanning:
             self.taken = max(self.taken, revision)
-            self.newest = max(self.newest, revision if changes else 0)
+            self.newest = max(self.newest, revision if changes or known else 0)
         self._move()
         return entered
 

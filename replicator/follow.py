@@ -253,10 +253,10 @@ class Follow:
             return "some repositories are parked" if len(lanes.parks) else ""
 
         async def take(batch: Batch) -> None:
+            sifted = await sift(self._held, batch.changes)
             if batch.incarnation != lanes.ledger.cursor.incarnation:
                 raise PeerUnavailable(self._client.site, "it began a new life")
             await self._listen(batch.changes)
-            sifted = await sift(self._held, batch.changes)
             self._put(replace(batch, scanning=True), sifted, lanes, again=True)
             await lanes.room()
 

@@ -106,7 +106,8 @@ class Lanes:
         """
         self.moved = self.moved or bool(known)  # the source is to hear of them
         for change in () if batch.scanning else known:
-            self._applied(change.register)
+            if not self.parks.get(change.name.repository):  # else its catching up counts it
+                self._applied(change.register)
         counts = batch.scanning and not again
         for repository, reason in batch.unreadable.items():
             self._leave_out(repository, batch, reason)
@@ -115,7 +116,9 @@ class Lanes:
         waiting = len(changes) - len(left_out)
         for change in left_out:
             self.parks.extend(change.name.repository, change.revision, scanned=int(counts))
-        entered = self.ledger.enter(batch.revision, waiting, scanning=batch.scanning)
+        entered = self.ledger.enter(
+            batch.revision, waiting, scanning=batch.scanning, known=len(known)
+        )
         self._waiting += waiting
         if self._scanning and not batch.scanning:
             self.moved = True  # the cursor passes a whole scan

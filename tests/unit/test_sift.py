@@ -121,6 +121,25 @@ async def test_what_another_peer_has_brought_is_acknowledged_and_not_applied() -
     assert len(here.applied) == 2
 
 
+async def test_what_is_known_of_a_parked_repository_is_counted_once() -> None:
+    """Its catching up counts what was left out, and this with it."""
+    here, there = Here(forgetful=False, failing="no blob"), There()
+    await there.model.image("v1")
+    async with here.following(there.peer):
+        async with there.up():
+            await eventually(lambda: here.parks, DEADLINE_S, "it is parked")
+            await eventually(here.passed, DEADLINE_S, "the scan is over")
+        await there.model.image("v2", layer=b"other")
+        pushed = await there.revision()
+        await _brought(here, there)
+        async with there.up():
+            await eventually(lambda: here.reached >= pushed, DEADLINE_S, "it is told")
+            assert not here.measured("replication_lag_seconds_count")
+            here.failing = ""
+            await eventually(lambda: not here.parks, DEADLINE_S, "it has caught up")
+    assert here.measured("replication_lag_seconds_count") == 4
+
+
 async def _brought(here: Here, there: There) -> None:
     for key, value in there.model.kv.entries().items():
         if key.startswith((b"M/", b"T/")):

@@ -228,6 +228,17 @@ async def test_a_peers_register_is_merged_not_replaced(model: Model, replica: Re
     assert len(merged.siblings) == 2
 
 
+async def test_a_register_that_can_not_be_read_is_nothing_to_know(
+    model: Model, replica: Replica
+) -> None:
+    """It hides no other one; applying a change of it says what is wrong."""
+    digest, _ = await model.image("v1")
+    damaged, sound = TagName(REPOSITORY, Tag("v1")), ManifestName(REPOSITORY, digest)
+    await model.kv.txn([], [Put(keys.register(damaged), b"\xff\xff\xff")])
+    held = await replica.registers([damaged, sound])
+    assert held == {damaged: Register(), sound: _register(model, digest)}
+
+
 async def test_what_changed_since_the_look_is_stale(model: Model, replica: Replica) -> None:
     """A write that was planned on an older look does not land."""
     digest, body = await model.image()

@@ -51,6 +51,14 @@ def test_what_is_at_work_for_long_is_named_and_holds_back_no_other() -> None:
     assert _told({A: _lane(19, 20, since=LONG)}, ledger) == Told(21, {A: 19})
 
 
+def test_what_another_peer_had_brought_is_told_as_well() -> None:
+    """Somebody may wait for it at this source: it is here, behind what is at work."""
+    ledger = _ledger((20, 1))
+    ledger.enter(25, 0, known=2, scanning=False)
+    ledger.enter(30, 0, scanning=False)
+    assert _told({A: _lane(20, since=LONG)}, ledger) == Told(25, {A: 20})
+
+
 def test_what_has_just_begun_is_waited_for() -> None:
     """It will be told with the rest, most likely; what is before it is told."""
     ledger = _ledger((20, 1), (25, 1), (30, 1))
