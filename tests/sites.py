@@ -37,17 +37,9 @@ _ROOT: Final = Path(__file__).parents[1]
 _TAIL: Final = 6000
 
 
-_given: Final[set[int]] = set()
-
-
 def site_ports(count: int = 4) -> int:
-    """The first of so many free ports that no other site of this process was given."""
-    while True:
-        first = free_ports(tuple(range(count)))
-        ports = range(first, first + count)
-        if _given.isdisjoint(ports):
-            _given.update(ports)
-            return first
+    """The first of so many free ports in a row."""
+    return free_ports(tuple(range(count)))
 
 
 class Place:
