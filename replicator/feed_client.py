@@ -49,6 +49,7 @@ P = TypeVar("P")
 
 _CALL_S: Final = 10.0
 _SILENT_S: Final = 60.0
+_LOOK_S: Final = 0.1
 # Before it answers, a peer may have to read all that it has.
 _ROOTS_S: Final = 300.0
 # The largest manifest that any site is configured to take.
@@ -163,10 +164,13 @@ class FeedClient:
         await self._channel.close()
 
     async def reconnected(self) -> None:
-        """Return when a connection that is broken now is there again."""
-        if self._channel.get_state(try_to_connect=True) is ChannelConnectivity.READY:
-            await asyncio.Event().wait()
-        await self._channel.channel_ready()
+        """Return when a connection that is broken, or breaks from now on, is there again."""
+        # Calls may hear of its end before the channel does, which is then still said to be ready.
+        # It is looked at, for grpc has no way to take back that one waits for it to change.
+        channel, ready = self._channel, ChannelConnectivity.READY
+        while channel.get_state(try_to_connect=True) is ready:  # noqa: ASYNC110 - above
+            await asyncio.sleep(_LOOK_S)
+        await channel.channel_ready()
 
     async def hello(self, now_ms: int) -> Hello:
         """Who is there.
