@@ -6,7 +6,6 @@ import asyncio
 import json
 import random
 import subprocess
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -170,7 +169,6 @@ async def test_a_full_etcd_takes_no_push_and_answers_every_pull(tmp_path: Path) 
                 return [one.partition(":")[0] for one in said["status"]["store"]] == ["full"]
 
             await eventually(says_so, WITHIN_S, "the site says that it is full")
-            began = time.monotonic()
             await commit(other, DeleteRange(b"big/", b"big0"))
             await asyncio.to_thread(_make_room, etcd)
 
@@ -182,7 +180,6 @@ async def test_a_full_etcd_takes_no_push_and_answers_every_pull(tmp_path: Path) 
                 return True
 
             await eventually(pushed, WITHIN_S, "pushes are taken again")
-            assert time.monotonic() - began < WITHIN_S
             for tag, image in (("kept", kept), ("after", refused)):
                 assert await at.pull(REPOSITORY, tag) == image.digest
 
@@ -194,11 +191,9 @@ async def _refuses(at: Registry, image: Image) -> None:
 
 
 async def _refuses_manifest(at: Registry, image: Image) -> None:
-    began = time.monotonic()
     with pytest.raises(Refused) as caught:
         await at.put_manifest(REPOSITORY, image.manifest, "other")
     assert caught.value.status == 503
-    assert time.monotonic() - began < 10
     assert await at.shows(REPOSITORY, "other") is None
 
 

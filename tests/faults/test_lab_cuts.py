@@ -30,8 +30,6 @@ from tests.waiting import eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
-# Two hang for ten seconds each until they ask the third; without a limit it was a minute.
-RELAYED_S: Final = 58.0
 # Targets of F7, after what is to be sent at 100 Mbit/s, and of F8.  Nothing of `make test` is held
 # to them; F7's long size is, this many times slower, for a machine that others use, too.
 AGREED_S: Final = 10.0
@@ -216,7 +214,6 @@ async def test_a_third_site_passes_on_what_two_can_not(story: Story) -> None:
         took_s = await story.converged()
         await story.check()
         story.tell(f"the same {took_s:.1f} s after pushes and deletes at all sites, by a relay")
-        assert took_s < RELAYED_S
 
 
 async def _pushes_that_nobody_takes(story: Story, pushes: int) -> None:

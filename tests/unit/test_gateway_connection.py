@@ -16,7 +16,7 @@ from gateway.incoming import Incoming
 from tests.registry import LAYER, Served, digest_of, served
 from tests.waiting import eventually
 
-SOON_S: Final = 0.05
+SOON_S: Final = 0.2
 ANSWER_S: Final = 30.0
 HOST: Final = b" HTTP/1.1\r\nHost: x\r\n"
 PING: Final = b"GET /v2/" + HOST + b"\r\n"

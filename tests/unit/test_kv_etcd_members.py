@@ -18,8 +18,8 @@ from node.kv_etcd_lines import Access
 from node.kv_etcd_members import Members
 from tests.waiting import eventually
 
-WITHIN_S: Final = 3.0
-PATIENCE_S: Final = 1.0
+WITHIN_S: Final = 6.0
+PATIENCE_S: Final = 2.0
 HANGS: Final = 3600.0
 
 _RANGE: Final = attrgetter("kv.Range")
