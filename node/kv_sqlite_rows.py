@@ -2,7 +2,7 @@
 
 Each sqlite3 step gives up the interpreter's lock and asks for it again, which costs more than the
 step while the event loop is busy.  So a joined read of single entries is one statement that answers
-one row, and so are all the guards of a transaction.
+one row, and so are all the guards of a transaction; and all that it puts is one statement.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ CHANGED: Final = """
     ) AS c CROSS JOIN rows AS r ON r.key = c.key ORDER BY r.modified, r.key"""
 
 PUT: Final = """
-    INSERT INTO rows (key, value, created, modified, lease) VALUES (?, ?, ?, ?, ?)
+    INSERT INTO rows (key, value, created, modified, lease) VALUES {}
     ON CONFLICT (key) DO UPDATE
     SET value = excluded.value, modified = excluded.modified, lease = excluded.lease"""
 
@@ -64,6 +64,11 @@ def _firsts_sql(count: int) -> str:
     columns = "".join(f", a{i}.key, a{i}.value, a{i}.created, a{i}.modified" for i in range(count))
     joins = "".join(FIRST.format(i, 2 * i + 1, 2 * i + 2) for i in range(count))
     return f"SELECT state.revision{columns} FROM state {joins}"  # noqa: S608 (only numbers)
+
+
+@cache
+def _put_sql(count: int) -> str:
+    return PUT.format(", ".join(["(?, ?, ?, ?, ?)"] * count))
 
 
 def _firsts(
@@ -163,9 +168,11 @@ class Batch:
         self._now = now
         self._before, _ = _firsts(connection, ())
         self.revision = self._before
-        expired = connection.execute("SELECT id FROM leases WHERE deadline <= ?", (now,))
-        for (lease,) in expired.fetchall():
-            self.revoke(Lease(lease))
+        deadlines = dict(connection.execute("SELECT id, deadline FROM leases").fetchall())
+        self._leases = set(deadlines)
+        for lease, deadline in deadlines.items():
+            if deadline <= now:
+                self.revoke(Lease(lease))
 
     @property
     def changed(self) -> bool:
@@ -187,7 +194,7 @@ class Batch:
         if not all(map(_holds, guards, found)):
             return Failed(tuple(found))
         named = {op.lease for op in ops if isinstance(op, Put) and op.lease is not None}
-        if named and (gone := named - self._leases()):
+        if gone := named - self._leases:
             raise MetadataUnavailable(f"lease {min(gone)} is gone")
         revision = self.revision + 1
         if self._put(ops, revision) + self._delete(ops):
@@ -198,8 +205,11 @@ class Batch:
         puts = [
             (op.key, op.value, revision, revision, op.lease) for op in ops if isinstance(op, Put)
         ]
-        if puts:
-            self._connection.executemany(PUT, puts)
+        for begin in range(0, len(puts), JOINED):
+            part = puts[begin : begin + JOINED]
+            size = 1 << (len(part) - 1).bit_length()
+            part += part[-1:] * (size - len(part))
+            self._connection.execute(_put_sql(size), [value for row in part for value in row])
         return len(puts)
 
     def _delete(self, ops: Sequence[Op]) -> int:
@@ -220,11 +230,12 @@ class Batch:
             (ttl_s, self._now + ttl_s),
         )
         ((lease,),) = made.fetchall()
+        self._leases.add(lease)
         return Lease(lease)
 
     def keep_alive(self, lease: Lease) -> bool:
         """Give the lease its whole time again; False if it is gone."""
-        if lease not in self._leases():
+        if lease not in self._leases:
             return False
         again = "UPDATE leases SET deadline = ? + ttl WHERE id = ?"
         self._connection.execute(again, (self._now, lease))
@@ -232,11 +243,9 @@ class Batch:
 
     def revoke(self, lease: Lease) -> None:
         """End the lease and remove its keys."""
-        if lease not in self._leases():
+        if lease not in self._leases:
             return
+        self._leases.discard(lease)
         self._connection.execute("DELETE FROM leases WHERE id = ?", (lease,))
         if self._connection.execute("DELETE FROM rows WHERE lease = ?", (lease,)).rowcount:
             self.revision += 1
-
-    def _leases(self) -> set[int]:
-        return {lease for (lease,) in self._connection.execute("SELECT id FROM leases").fetchall()}
