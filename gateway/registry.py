@@ -187,15 +187,16 @@ class Registry:
                 # Nothing needs to be staged if the site has the body, or may not take it.
                 await self._metadata.commit(push)
                 return
-        copy = await self._uploads.stage(push.repository, body, push.digest)
+        copy = await self._uploads.stage(push.repository, push.digest, body)
         try:
-            await self._metadata.commit(push, copy, damaged)
+            named = await self._metadata.commit(push, copy, damaged)
         except (InvalidRequest, NotFound):
             with suppress(Unavailable):
                 await self._uploads.withdraw(push.digest, copy)
             raise
-        with suppress(Unavailable):  # what is done is done
-            await self._uploads.discard(push.digest, copy)
+        if not named:
+            with suppress(Unavailable):  # what is done is done
+                await self._content.discard(push.digest, copy.generation)
 
     async def resolve_conflict(self, conflict: Conflict, digest: Digest, actor: str = "") -> None:
         """Let a tag show one live manifest, as if it were pushed, in place of all that was seen.

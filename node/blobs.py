@@ -16,7 +16,7 @@ Promises, for every adapter (tests/contract/ holds them to it):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NewType, Protocol
 
@@ -147,6 +147,16 @@ class BlobStore(Protocol):
         """
         ...
 
+    async def store(self, session: SessionId, body: bytes, digest: Digest) -> Generation:
+        """Make a small body one durable copy of `digest`, as `publish` does, all in one call.
+
+        Nothing of the session is left but the copy, unless it fails.
+
+        Raises:
+            StorageFull, StorageFailed: Nothing was stored, or nobody will ever name it.
+        """
+        ...
+
     async def sessions(self) -> Sequence[SessionId]:
         """The sessions of which anything is stored now, in no order.
 
@@ -171,8 +181,11 @@ class BlobStore(Protocol):
         """Remove a copy that no record names any more; one that is gone is no error."""
         ...
 
-    async def generations(self, digest: Digest) -> Sequence[Generation]:
-        """The copies of a digest that are stored now, named by a record or not, in no order.
+    async def shelf(self, digest: Digest) -> Mapping[Digest, Sequence[Generation]]:
+        """All copies, named by a record or not, of the digests whose hashes begin with a byte.
+
+        They are those of the algorithm and the first byte of this one, which need not be among
+        them.
 
         Raises:
             StorageFailed: The store can't be read.

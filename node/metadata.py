@@ -176,8 +176,10 @@ class Metadata:
 
     async def commit(
         self, push: Push, copy: Copy | None = None, damaged: frozenset[Generation] = frozenset()
-    ) -> None:
+    ) -> bool:
         """T3: once this returns, the manifest and its tags are there, durably.
+
+        Whether it is known that its body's record names the new copy.
 
         Raises:
             PreconditionFailed: It shows something else than the push's condition asks for.
@@ -188,9 +190,9 @@ class Metadata:
             TooManyTags: Its tags have too many siblings to be moved at once.
         """
         try:
-            await self._commit(push, copy, damaged, None)
+            return await self._commit(push, copy, damaged, None)
         except TooLarge:
-            await self._staging.staged(
+            return await self._staging.staged(
                 push.repository,
                 push.digest,
                 push.manifest.needs,
@@ -200,7 +202,7 @@ class Metadata:
 
     async def _commit(
         self, push: Push, copy: Copy | None, damaged: frozenset[Generation], token: int | None
-    ) -> None:
+    ) -> bool:
         """T3, with the token of a stage if all references were written in it."""
         ranges = commit_ranges(push, copy, staged=token is not None)
         ranges += traces(push.repository, push.digest)
@@ -215,14 +217,16 @@ class Metadata:
                 seen = seen.also(await self._shown(seen, push.repository, push.tags))
             return seen
 
-        def decision(txn: Transaction) -> None:
-            commit(txn, push, copy, damaged, token=token)
+        def decision(txn: Transaction) -> bool:
+            named = commit(txn, push, copy, damaged, token=token)
             if token is None:
                 self._staging.check(txn)
             elif max(len(txn.guards), len(txn.ops)) > MAX_OPS:
                 raise TooManyTags(len(push.tags) // 2)
+            return named
 
-        await self._decider.decide(push.repository, read, decision, push.op)
+        _, named = await self._decider.decide(push.repository, read, decision, push.op)
+        return bool(named)
 
     async def delete_tag(
         self,

@@ -85,8 +85,3 @@ async def nothing() -> AsyncIterator[bytes]:
     """A body without bytes."""
     return
     yield b""
-
-
-async def once(content: bytes) -> AsyncIterator[bytes]:
-    """Content that is in memory, as a body."""
-    yield content

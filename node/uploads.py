@@ -14,13 +14,12 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import Final
 
-from node import keys
+from node import blobs, keys
 from node.blob_transactions import Copy, finish_upload
 from node.blobs import BlobStore, Generation, Piece, SessionId
 from node.content import Content
 from node.digest import Digest, Verifier
 from node.errors import (
-    BlobDamaged,
     BodyCut,
     DigestMismatch,
     MetadataUnavailable,
@@ -33,7 +32,7 @@ from node.kv import Absent, Delete, Entry, Failed, Ok, Put, Unknown, only
 from node.records import UploadSession
 from node.reference import Repository
 from node.stamps import Decider
-from node.transaction import Transaction
+from node.transaction import Seen, Transaction
 from node.upload import Hashes, Received, Upload, found_upload, nothing
 from node.wire import codec
 
@@ -133,8 +132,7 @@ class Uploads:
         The bytes are whatever reached the files; `finish` verifies the whole.
 
         Raises:
-            UploadOutOfOrder, UploadUnknown: Somebody else goes on with the session, or ended it;
-                or its bytes were lost, and now it is ended.
+            UploadOutOfOrder, UploadUnknown: Somebody else has the session, or its bytes were lost.
         """
         standing = await self._blobs.recover(upload.session_id)
         recorded = upload.session.pieces
@@ -258,7 +256,9 @@ class Uploads:
         except UploadUnknown:
             await self._forget_rest(upload)
             raise
-        await self._settle(upload, digest, copy)
+        await self._settle(upload.repository, digest, copy, upload)
+        with suppress(StorageFailed):  # what is done is done
+            await self._blobs.abort(upload.session_id)
 
     async def _forget_rest(self, upload: Upload) -> None:
         """Remove what came of a body after its session was over; of one that is not, nothing."""
@@ -287,12 +287,9 @@ class Uploads:
     async def _is_published(
         self, upload: Upload, pieces: tuple[Piece, ...], digest: Digest
     ) -> bool:
-        try:
-            copy = await self._blobs.open(digest, Generation(upload.session_id))
-        except BlobDamaged:
-            return False
-        copy.close()
-        return copy.size == sum(piece.length for piece in pieces)
+        size = sum(piece.length for piece in pieces)
+        published = blobs.Copy(digest, Generation(upload.session_id), size)
+        return not await self._blobs.missing([published])
 
     async def _give_up(self, upload: Upload) -> None:
         """End a session that can't be finished, unless somebody else goes on with it."""
@@ -303,35 +300,38 @@ class Uploads:
         self, upload: Upload, pieces: tuple[Piece, ...], digest: Digest
     ) -> Copy:
         try:
-            return await self._publish(upload.session_id, pieces, digest)
+            generation = await self._blobs.publish(upload.session_id, pieces, digest)
         except StorageFailed:
             # A sync that failed is never tried again: the pages it lost would pass for written.
             await self._give_up(upload)
             await self._blobs.abort(upload.session_id)
             raise
+        return Copy(upload.session_id, generation, sum(piece.length for piece in pieces))
 
-    async def _publish(
-        self, session_id: SessionId, pieces: tuple[Piece, ...], digest: Digest
-    ) -> Copy:
-        generation = await self._blobs.publish(session_id, pieces, digest)
-        return Copy(session_id, generation, sum(piece.length for piece in pieces))
-
-    async def _settle(self, upload: Upload, digest: Digest, copy: Copy) -> None:
+    async def _settle(
+        self, repository: Repository, digest: Digest, copy: Copy, upload: Upload | None = None
+    ) -> None:
+        """T1, while the session is as the upload says, if others may write to it."""
         op = self._new_id()
-        ranges = [only(keys.session(upload.session_id)), only(keys.blob(digest))]
-        damaged = await self._content.damaged(digest)
+        ranges = [only(keys.session(copy.session)), only(keys.blob(digest))]
+        damaged: frozenset[Generation] = frozenset()
+
+        async def read() -> Seen:
+            nonlocal damaged
+            seen = await self._decider.look(ranges)
+            damaged = await self._content.damaged_in(seen, digest)
+            return seen
 
         def decision(txn: Transaction) -> bool:
-            now = found_upload(upload.session_id, txn.seen.entry(ranges[0].start))
-            if now is not None and now.revision != upload.revision:
-                raise UploadOutOfOrder(upload.session_id, now.offset)
+            now = found_upload(copy.session, txn.seen.entry(ranges[0].start))
+            if upload is not None and now is not None and now.revision != upload.revision:
+                raise UploadOutOfOrder(copy.session, now.offset)
             return finish_upload(txn, digest, copy, damaged, op)
 
-        await self._decider.decide(
-            upload.repository, lambda: self._decider.look(ranges), decision, op
-        )
-        with suppress(MetadataUnavailable, StorageFailed):  # what is done is done
-            await self.discard(digest, copy)
+        _, named = await self._decider.decide(repository, read, decision, op)
+        if not named:
+            with suppress(MetadataUnavailable, StorageFailed):  # what is done is done
+                await self._content.discard(digest, copy.generation)
 
     async def abort(self, upload: Upload) -> None:
         """End the session and forget its bytes.
@@ -366,35 +366,35 @@ class Uploads:
         upload = await self.start(repository)
         try:
             await self.finish(upload, digest, body)
-        except (BodyCut, StorageFull, StorageFailed):
-            # Nobody was told of the session, so nobody can go on with it.
-            with suppress(UploadUnknown, UploadOutOfOrder, MetadataUnavailable):
-                await self.abort(await self.resume(repository, upload.session_id))
+        except (BodyCut, StorageFull, StorageFailed):  # nobody was told of the session
+            await self._give_up(upload)
             raise
 
-    # --- copies that another transaction will name
+    # --- small bodies that are in memory
 
-    async def stage(self, repository: Repository, body: bytes, digest: Digest) -> Copy:
-        """Publish a small body whose digest is known, for a transaction that will name it.
+    async def store(self, repository: Repository, digest: Digest, body: bytes) -> None:
+        """Make a verified body a blob of the repository.
+
+        Raises:
+            StorageFull, StorageFailed: The blob store can't take it.
+        """
+        await self._settle(repository, digest, await self.stage(repository, digest, body))
+
+    async def stage(self, repository: Repository, digest: Digest, body: bytes) -> Copy:
+        """As `store`, for another transaction that will name it.
 
         Its session is made before the copy has its name: the reaper of orphans looks there.
         """
         upload = await self.start(repository)
-        writer = self._blobs.piece(upload.session_id, 0)
-        await writer.write(body)
-        return await self._publish(upload.session_id, (await writer.seal(),), digest)
-
-    async def discard(self, digest: Digest, copy: Copy) -> None:
-        """After its transaction: remove a copy that no record names, and the session's rest."""
-        key = keys.blob(digest)
-        entry = (await self._decider.look([only(key)])).entry(key)
-        if entry is None or codec.decode_blob(entry.value).generation != copy.generation:
-            # Its session is gone, so nobody can name it any more.
-            await self._blobs.delete(digest, copy.generation)
-        await self._blobs.abort(copy.session)
+        try:
+            generation = await self._blobs.store(upload.session_id, body, digest)
+        except (StorageFull, StorageFailed):
+            await self._give_up(upload)
+            raise
+        return Copy(upload.session_id, generation, len(body))
 
     async def withdraw(self, digest: Digest, copy: Copy) -> None:
         """The transaction that would have named a copy was refused: forget it."""
         outcome = await self._decider.kv.txn([], [Delete(keys.session(copy.session))])
         if isinstance(outcome, Ok):
-            await self.discard(digest, copy)
+            await self._content.discard(digest, copy.generation)

@@ -6,7 +6,6 @@ from node.content import Content
 from node.digest import Digest
 from node.errors import BlobDamaged, BlobUnknown, StorageFailed, UploadOutOfOrder, UploadUnknown
 from node.reference import Repository
-from node.upload import once
 from node.uploads import Uploads
 from replicator.salvage import Salvage
 
@@ -51,6 +50,6 @@ class Bodies:
             MetadataUnavailable: The KV did not answer.
         """
         try:
-            await self._uploads.put(repository, digest, once(body))
+            await self._uploads.store(repository, digest, body)
         except (UploadUnknown, UploadOutOfOrder) as err:
             raise StorageFailed("the session of a manifest's body ended") from err

@@ -16,9 +16,9 @@ transfer; peers that may not know of each other's content take no common reposit
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractContextManager, aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, aclosing, contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -41,7 +41,7 @@ from node.errors import (
 )
 from node.manifest import Descriptor
 from node.reference import Repository
-from node.upload import Upload, once
+from node.upload import Upload
 from node.uploads import Uploads
 from replicator.download import SHORT_BYTES, Download
 from replicator.fetching import Fetched
@@ -61,8 +61,9 @@ _log = structlog.stdlib.get_logger(__name__)
 
 @dataclass(slots=True)
 class _Flight:
-    lock: asyncio.Lock
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     wanted_by: int = 0
+    tried: bool = False
     download: Download | None = None
 
 
@@ -72,17 +73,13 @@ class Flights:
     def __init__(self) -> None:
         self._flights: dict[Digest, _Flight] = {}
 
-    @asynccontextmanager
-    async def one(self, digest: Digest) -> AsyncIterator[None]:
-        """Be the only one who fetches this."""
-        flight = self._flights.setdefault(digest, _Flight(asyncio.Lock()))
+    @contextmanager
+    def of(self, digest: Digest) -> Iterator[_Flight]:
+        """What all share who want this now; who holds its lock is the only one who fetches it."""
+        flight = self._flights.setdefault(digest, _Flight())
         flight.wanted_by += 1
         try:
-            async with flight.lock:
-                try:
-                    yield
-                finally:
-                    flight.download = None
+            yield flight
         finally:
             flight.wanted_by -= 1
             if not flight.wanted_by:
@@ -167,15 +164,21 @@ class Transfer:
 
     async def _ensure(self, repository: Repository, wanted: Descriptor) -> None:
         digest = wanted.digest
-        if await self._content.adopt(repository, digest):
-            return
-        async with self._flights.one(digest):
+        with self._flights.of(digest) as flight:
             if await self._content.adopt(repository, digest):
                 return
-            if await self._salvage.take(repository, digest):
-                return
-            with self._fetching(wanted.size) as fetched:
-                await self._bring(repository, wanted, fetched)
+            async with flight.lock:
+                # Whoever has tried since we looked may have brought it.
+                if flight.tried and await self._content.adopt(repository, digest):
+                    return
+                flight.tried = True
+                if await self._salvage.take(repository, digest):
+                    return
+                try:
+                    with self._fetching(wanted.size) as fetched:
+                        await self._bring(repository, wanted, fetched)
+                finally:
+                    flight.download = None
 
     async def _bring(self, repository: Repository, wanted: Descriptor, fetched: Fetched) -> None:
         digest = wanted.digest
@@ -208,7 +211,7 @@ class Transfer:
                 continue
             if body is None:
                 return False
-            await self._uploads.put(repository, digest, once(body))
+            await self._uploads.store(repository, digest, body)
             return True
         raise self._sources.failed(failures)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Final
 
@@ -36,6 +36,11 @@ async def put(
     digest = Digest.of(content)
     piece = await put_piece(blobs, session, 0, content)
     return digest, await blobs.publish(session, [piece], digest)
+
+
+async def once(content: bytes) -> AsyncIterator[bytes]:
+    """Content as a request's body."""
+    yield content
 
 
 async def content_of(blobs: BlobStore, digest: Digest, generation: Generation) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -119,6 +119,14 @@ class MemoryBlobs:
         self.faults.strike(Call.PUBLISHED)
         return generation
 
+    async def store(self, session: SessionId, body: bytes, digest: Digest) -> Generation:
+        """See BlobStore; it fails as its steps would."""
+        piece = self.piece(session, 0)
+        await piece.write(body)
+        generation = await self.publish(session, (await piece.seal(),), digest)
+        self._pieces.pop(session, None)
+        return generation
+
     async def sessions(self) -> Sequence[SessionId]:
         """See BlobStore."""
         await asyncio.sleep(0)
@@ -142,10 +150,14 @@ class MemoryBlobs:
         await asyncio.sleep(0)
         self.copies.pop((digest, generation), None)
 
-    async def generations(self, digest: Digest) -> Sequence[Generation]:
+    async def shelf(self, digest: Digest) -> Mapping[Digest, Sequence[Generation]]:
         """See BlobStore."""
         await asyncio.sleep(0)
-        return [generation for stored, generation in self.copies if stored == digest]
+        shelf: dict[Digest, list[Generation]] = {}
+        for stored, generation in self.copies:
+            if (stored.algorithm, stored.raw[0]) == (digest.algorithm, digest.raw[0]):
+                shelf.setdefault(stored, []).append(generation)
+        return shelf
 
     async def missing(self, copies: Sequence[Copy]) -> Sequence[Copy]:
         """See BlobStore."""

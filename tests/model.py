@@ -19,7 +19,6 @@ from node.staging import Staging
 from node.stamps import Decider, Stamps
 from node.tag_transactions import MAX_TAGS
 from node.transaction import CHUNK
-from node.upload import once
 from node.uploads import Uploads
 from tests.fake_blobs import MemoryBlobs
 from tests.fake_kv import MemoryKV
@@ -72,7 +71,7 @@ class Model:
     async def upload(self, content: bytes, repository: Repository = REPOSITORY) -> Digest:
         """Push a blob."""
         digest = _known(content)
-        await self.uploads.put(repository, digest, once(content))
+        await self.uploads.store(repository, digest, content)
         return digest
 
     async def push(
@@ -87,11 +86,11 @@ class Model:
         digest = _known(body, algorithm)
         for start in range(0, max(1, len(tags)), MAX_TAGS):
             some = tuple(Tag(tag) for tag in tags[start : start + MAX_TAGS])
-            copy = await self.uploads.stage(repository, body, digest)
+            copy = await self.uploads.stage(repository, digest, body)
             manifest = parse_manifest(body, media_type)
             push = Push(repository, digest, len(body), manifest, some, self.new_id())
-            await self.metadata.commit(push, copy, await self.content.damaged(digest))
-            await self.uploads.discard(digest, copy)
+            if not await self.metadata.commit(push, copy, await self.content.damaged(digest)):
+                await self.content.discard(digest, copy.generation)
         return digest
 
     async def image(

@@ -123,6 +123,16 @@ async def test_no_piece_at_all_is_the_empty_blob(blobs: BlobStore) -> None:
     assert await content_of(blobs, empty, await blobs.publish(SESSION, [], empty)) == b""
 
 
+@pytest.mark.parametrize("content", [b"", b"small", LARGE], ids=["0", "5", "large"])
+async def test_a_small_body_becomes_a_copy_in_one_call(blobs: BlobStore, content: bytes) -> None:
+    """And nothing else is left of its session, so it may be stored again."""
+    digest = Digest.of(content)
+    for _ in range(2):
+        assert await blobs.store(SESSION, content, digest) == Generation(SESSION)
+        assert await content_of(blobs, digest, Generation(SESSION)) == content
+        assert list(await blobs.sessions()) == []
+
+
 @pytest.mark.parametrize("algorithm", list(Algorithm))
 async def test_a_blob_has_a_place_under_every_algorithm(
     blobs: BlobStore, algorithm: Algorithm
@@ -328,12 +338,17 @@ async def test_every_copy_of_a_digest_is_told_and_no_other(blobs: BlobStore) -> 
     """Named by a record or not; of what never was, there is none."""
     digest, first = await put(blobs, LARGE)
     _, second = await put(blobs, LARGE, OTHER)
-    await put(blobs, b"another", SessionId("session-3"))
-    assert set(await blobs.generations(digest)) == {first, second}
+    others = {Digest.of(str(n).encode()): str(n) for n in range(10_000)}
+    beside = [other for other in others if other.raw[0] == digest.raw[0]][:3]
+    for other in (*beside, *list(others)[:3]):
+        await blobs.store(SessionId(f"of-{others[other]}"), others[other].encode(), other)
+    shelf = await blobs.shelf(digest)
+    assert shelf.keys() == {digest, *beside}
+    assert set(shelf[digest]) == {first, second}
     await blobs.delete(digest, first)
-    assert list(await blobs.generations(digest)) == [second]
-    assert list(await blobs.generations(Digest.of(b"never"))) == []
-    assert list(await blobs.generations(Digest.of(LARGE, Algorithm.SHA512))) == []
+    await blobs.delete(digest, second)
+    assert (await blobs.shelf(digest)).keys() == set(beside)
+    assert await blobs.shelf(Digest.of(LARGE, Algorithm.SHA512)) == {}
 
 
 @pytest.mark.parametrize("content", [b"", b"small", LARGE], ids=["0", "5", "large"])

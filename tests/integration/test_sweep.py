@@ -11,7 +11,7 @@ import pytest
 from node.config import load
 from node.reference import Repository
 from node.site import now_ms, opened
-from node.upload import once
+from tests.blob_calls import once
 from tests.faults.registry import Registry
 from tests.sites import Site, ended
 from tests.waiting import eventually

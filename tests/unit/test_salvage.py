@@ -9,9 +9,8 @@ from node.blobs import Generation, Piece, SessionId, Usage
 from node.digest import Digest
 from node.errors import BlobUnknown, StorageFull
 from node.manifest import Descriptor
-from node.upload import once
 from replicator.bodies import Bodies
-from tests.blob_calls import put
+from tests.blob_calls import once, put
 from tests.blob_peers import BlobPeer, transfer
 from tests.fake_blobs import MemoryBlobs
 from tests.fake_kv import MemoryKV
@@ -106,6 +105,16 @@ async def test_a_file_of_other_bytes_is_read_once(model: Model) -> None:
     assert model.blobs.reused == 1
     await _leave(model, CONTENT, SessionId("sound"))
     assert await salvage.take(REPOSITORY, DIGEST)
+
+
+async def test_a_shelf_without_it_is_read_once(model: Model) -> None:
+    """Blobs that the site never had cost no look at the files that lie where theirs would."""
+    salvage = salvage_of(model)
+    for _ in range(2):
+        assert not await salvage.take(REPOSITORY, DIGEST)
+    await _leave(model, CONTENT, LEFT)  # by now it can only be an upload's
+    assert not await salvage.take(REPOSITORY, DIGEST)
+    assert await salvage_of(model).take(REPOSITORY, DIGEST)
 
 
 async def test_a_sound_file_is_taken_beside_a_damaged_one(model: Model) -> None:

@@ -18,11 +18,11 @@ from node.kv import Delete, Guard, Ok, Op, Outcome, Put, Unknown
 from node.records import SiteRecord
 from node.reference import Repository
 from node.site import Site, assembled
-from node.upload import Upload, once
+from node.upload import Upload
 from replicator import sweep as sweep_module
 from replicator.former_peers import FormerPeers
 from replicator.sweep import Sweep
-from tests.blob_calls import put_piece
+from tests.blob_calls import once, put_piece
 from tests.clock import Clock
 from tests.fake_blobs import MemoryBlobs
 from tests.fake_kv import MemoryKV

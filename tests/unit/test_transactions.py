@@ -153,7 +153,7 @@ async def test_nothing_is_refused_that_may_yet_land(model: Model) -> None:
     """A push whose fate is unknown is not answered by what a later look would refuse."""
     layer = await model.upload(b"layer")
     body = image_body(layer)
-    copy = await model.uploads.stage(REPOSITORY, body, Digest.of(body))
+    copy = await model.uploads.stage(REPOSITORY, Digest.of(body), body)
     push = Push(REPOSITORY, Digest.of(body), len(body), parse_manifest(body, None), (T,), "op")
     hidden = codec.encode_pin(Pin(expires_ms=0, hidden=True))
 
@@ -259,7 +259,7 @@ async def test_an_index_that_came_since_the_look_stops_a_burial(
     index = index_body([child])
     digest = Digest.of(index)
     other = Replica(model.decider, model.staging, new_id=model.new_id)
-    copy = await model.uploads.stage(REPOSITORY, index, digest)
+    copy = await model.uploads.stage(REPOSITORY, digest, index)
     await model.kv.txn([], [Put(keys.blob(digest), codec.encode_blob(_record(copy)))])
     parent = ManifestName(REPOSITORY, digest)
     above = await other.manifest(parent, parse_manifest(index, None))
