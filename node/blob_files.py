@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, ParamSpec, Self, TypeVar
@@ -117,9 +117,9 @@ class FileBlobs:
         """See BlobStore."""
         await self._run(self._folders.delete, digest, generation)
 
-    async def shelf(self, digest: Digest) -> Mapping[Digest, Sequence[Generation]]:
+    async def generations(self, digest: Digest) -> Sequence[Generation]:
         """See BlobStore."""
-        return await self._run(self._folders.shelf, digest)
+        return await self._run(self._folders.generations, digest)
 
     async def missing(self, copies: Sequence[Copy]) -> Sequence[Copy]:
         """See BlobStore."""

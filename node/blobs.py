@@ -16,7 +16,7 @@ Promises, for every adapter (tests/contract/ holds them to it):
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NewType, Protocol
 
@@ -153,6 +153,7 @@ class BlobStore(Protocol):
         Nothing of the session is left but the copy, unless it fails.
 
         Raises:
+            UploadUnknown: Somebody else aborted the session.
             StorageFull, StorageFailed: Nothing was stored, or nobody will ever name it.
         """
         ...
@@ -181,11 +182,8 @@ class BlobStore(Protocol):
         """Remove a copy that no record names any more; one that is gone is no error."""
         ...
 
-    async def shelf(self, digest: Digest) -> Mapping[Digest, Sequence[Generation]]:
-        """All copies, named by a record or not, of the digests whose hashes begin with a byte.
-
-        They are those of the algorithm and the first byte of this one, which need not be among
-        them.
+    async def generations(self, digest: Digest) -> Sequence[Generation]:
+        """The copies of a digest that are stored now, named by a record or not, in no order.
 
         Raises:
             StorageFailed: The store can't be read.

@@ -18,7 +18,6 @@ from node.kv import only
 from node.records import BlobRecord
 from node.reference import Repository
 from node.stamps import Decider
-from node.transaction import Seen
 from node.wire import codec
 
 # The most that is ever read into memory at once; no site takes larger manifests.
@@ -160,23 +159,16 @@ class Content:
     # --- copies
 
     async def discard(self, digest: Digest, generation: Generation) -> None:
-        """Remove a copy that no record names, nor ever will: its session is over."""
+        """Remove a copy whose session is over, unless the record names it."""
         record = await self._record(digest)
         if record is None or record.generation != generation:
             await self._blobs.delete(digest, generation)
 
     async def damaged(self, digest: Digest) -> frozenset[Generation]:
         """The generation in the digest's record, if its copy is not there whole (P9)."""
-        return await self.damaged_in(await self._decider.look([only(keys.blob(digest))]), digest)
-
-    async def damaged_in(self, seen: Seen, digest: Digest) -> frozenset[Generation]:
-        """As `damaged`, of the record as it was seen."""
-        entry = seen.entry(keys.blob(digest))
-        if entry is None:
-            return frozenset()
-        record = codec.decode_blob(entry.value)
-        bad = await self._is_damaged(digest, record)
-        return frozenset({record.generation}) if bad else frozenset()
+        record = await self._record(digest)
+        bad = record is not None and await self._is_damaged(digest, record)
+        return frozenset({record.generation}) if record is not None and bad else frozenset()
 
     async def _is_damaged(self, digest: Digest, record: BlobRecord) -> bool:
         try:

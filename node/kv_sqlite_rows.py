@@ -2,7 +2,7 @@
 
 Each sqlite3 step gives up the interpreter's lock and asks for it again, which costs more than the
 step while the event loop is busy.  So a joined read of single entries is one statement that answers
-one row, and so are all the guards of a transaction; and all that it puts is one statement.
+one row, and so are all the guards of a transaction; and what it puts is one statement.
 """
 
 from __future__ import annotations

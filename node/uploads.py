@@ -32,7 +32,7 @@ from node.kv import Absent, Delete, Entry, Failed, Ok, Put, Unknown, only
 from node.records import UploadSession
 from node.reference import Repository
 from node.stamps import Decider
-from node.transaction import Seen, Transaction
+from node.transaction import Transaction
 from node.upload import Hashes, Received, Upload, found_upload, nothing
 from node.wire import codec
 
@@ -87,8 +87,7 @@ class Uploads:
         """
         await self.ensure_room()
         session_id = SessionId(self._new_id())
-        expires_ms = self._clock_ms() + _SESSION_TTL_MS
-        session = UploadSession(repository, (), expires_ms, target)
+        session = UploadSession(repository, (), self._clock_ms() + _SESSION_TTL_MS, target)
         key = keys.session(session_id)
         put = Put(key, codec.encode_session(session))
         for _ in range(_BEGINNINGS):
@@ -287,9 +286,8 @@ class Uploads:
     async def _is_published(
         self, upload: Upload, pieces: tuple[Piece, ...], digest: Digest
     ) -> bool:
-        size = sum(piece.length for piece in pieces)
-        published = blobs.Copy(digest, Generation(upload.session_id), size)
-        return not await self._blobs.missing([published])
+        copy = blobs.Copy(digest, Generation(upload.session_id), sum(p.length for p in pieces))
+        return not await self._blobs.missing([copy])
 
     async def _give_up(self, upload: Upload) -> None:
         """End a session that can't be finished, unless somebody else goes on with it."""
@@ -314,13 +312,7 @@ class Uploads:
         """T1, while the session is as the upload says, if others may write to it."""
         op = self._new_id()
         ranges = [only(keys.session(copy.session)), only(keys.blob(digest))]
-        damaged: frozenset[Generation] = frozenset()
-
-        async def read() -> Seen:
-            nonlocal damaged
-            seen = await self._decider.look(ranges)
-            damaged = await self._content.damaged_in(seen, digest)
-            return seen
+        damaged = await self._content.damaged(digest)
 
         def decision(txn: Transaction) -> bool:
             now = found_upload(copy.session, txn.seen.entry(ranges[0].start))
@@ -328,7 +320,9 @@ class Uploads:
                 raise UploadOutOfOrder(copy.session, now.offset)
             return finish_upload(txn, digest, copy, damaged, op)
 
-        _, named = await self._decider.decide(repository, read, decision, op)
+        _, named = await self._decider.decide(
+            repository, lambda: self._decider.look(ranges), decision, op
+        )
         if not named:
             with suppress(MetadataUnavailable, StorageFailed):  # what is done is done
                 await self._content.discard(digest, copy.generation)
@@ -378,7 +372,13 @@ class Uploads:
         Raises:
             StorageFull, StorageFailed: The blob store can't take it.
         """
-        await self._settle(repository, digest, await self.stage(repository, digest, body))
+        copy = await self.stage(repository, digest, body)
+        try:
+            await self._settle(repository, digest, copy)
+        except StorageFailed:
+            with suppress(MetadataUnavailable):
+                await self.withdraw(digest, copy)
+            raise
 
     async def stage(self, repository: Repository, digest: Digest, body: bytes) -> Copy:
         """As `store`, for another transaction that will name it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from node.content import Content
 from node.digest import Digest
-from node.errors import BlobDamaged, BlobUnknown, StorageFailed, UploadOutOfOrder, UploadUnknown
+from node.errors import BlobDamaged, BlobUnknown, StorageFailed, UploadUnknown
 from node.reference import Repository
 from node.uploads import Uploads
 from replicator.salvage import Salvage
@@ -51,5 +51,5 @@ class Bodies:
         """
         try:
             await self._uploads.store(repository, digest, body)
-        except (UploadUnknown, UploadOutOfOrder) as err:
+        except UploadUnknown as err:
             raise StorageFailed("the session of a manifest's body ended") from err

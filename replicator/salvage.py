@@ -7,17 +7,11 @@ any point leaves what a crash of an upload leaves, and nothing is believed that 
 
 The old name stays.  It may belong to an upload whose transaction is still to come, or to metadata
 that is put back once more; as both names are of one file, it takes no space while the blob stands.
-
-A shelf of the store is read when one of its blobs is first looked for.  What was not on it then is
-not looked for again: it could only be what an upload is about to name.
 """
 
 from __future__ import annotations
 
 import asyncio
-from array import array
-from bisect import bisect_left
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
@@ -59,8 +53,6 @@ class Salvage:
         # Files with other bytes than their name says: a peer that is away is asked for the blob
         # again and again, and they are not hashed each time.
         self._wrong: set[tuple[Digest, Generation]] = set()
-        # The first eight bytes of what lay on a shelf, in order: eight megabytes for a million.
-        self._lay: dict[bytes, array[int]] = {}
 
     async def take(self, repository: Repository, digest: Digest) -> bool:
         """Make a sound file of a blob that has no sound record the blob, pinned in the repository.
@@ -71,23 +63,13 @@ class Salvage:
             StorageFull, StorageFailed: The blob store can't take it, or can't be read.
             MetadataUnavailable: The KV did not answer.
         """
-        for generation in await self._copies(digest):
+        for generation in await self._blobs.generations(digest):
             async with self._places:
                 if (digest, generation) in self._wrong:
                     continue
                 if await self._is_taken(repository, digest, generation):
                     return True
         return False
-
-    async def _copies(self, digest: Digest) -> Sequence[Generation]:
-        name, begin = digest.packed[:2], _begin(digest)
-        if (lay := self._lay.get(name)) is not None:
-            at = bisect_left(lay, begin)
-            if at == len(lay) or lay[at] != begin:
-                return ()
-        shelf = await self._blobs.shelf(digest)
-        self._lay.setdefault(name, array("Q", sorted(map(_begin, shelf))))
-        return shelf.get(digest, ())
 
     async def _is_taken(
         self, repository: Repository, digest: Digest, generation: Generation
@@ -113,7 +95,3 @@ class Salvage:
     async def _forget(self, upload: Upload) -> None:
         with suppress(UploadUnknown, UploadOutOfOrder, MetadataUnavailable, StorageFailed):
             await self._uploads.abort(upload)
-
-
-def _begin(digest: Digest) -> int:
-    return int.from_bytes(digest.raw[:8])

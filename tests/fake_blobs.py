@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -150,14 +150,10 @@ class MemoryBlobs:
         await asyncio.sleep(0)
         self.copies.pop((digest, generation), None)
 
-    async def shelf(self, digest: Digest) -> Mapping[Digest, Sequence[Generation]]:
+    async def generations(self, digest: Digest) -> Sequence[Generation]:
         """See BlobStore."""
         await asyncio.sleep(0)
-        shelf: dict[Digest, list[Generation]] = {}
-        for stored, generation in self.copies:
-            if (stored.algorithm, stored.raw[0]) == (digest.algorithm, digest.raw[0]):
-                shelf.setdefault(stored, []).append(generation)
-        return shelf
+        return [generation for stored, generation in self.copies if stored == digest]
 
     async def missing(self, copies: Sequence[Copy]) -> Sequence[Copy]:
         """See BlobStore."""

@@ -63,7 +63,7 @@ async def _registries(sites: list[Site]) -> AsyncIterator[list[Registry]]:
 
 
 async def _refuses_writes(at: Registry, image: Image) -> None:
-    """Whatever writes is refused, and in time, also where all of it comes at once."""
+    """Whatever writes is refused, also where all of it comes at once."""
     manifest = image.manifest
 
     async def refused(method: str, path: str, body: bytes | None) -> None:
@@ -84,7 +84,7 @@ async def _refuses_writes(at: Registry, image: Image) -> None:
 
 
 async def _takes_writes(at: Registry, image: Image) -> None:
-    """Push until it is taken; what is refused meanwhile is refused in time."""
+    """Push until it is taken; what is refused meanwhile is told so."""
 
     async def pushed() -> bool:
         opened = await at.call("POST", f"/v2/{REPOSITORY}/blobs/uploads/")
@@ -122,7 +122,7 @@ async def _troubles(node: Site, *wanted: str) -> bool:
 async def test_without_a_majority_pulls_go_on_and_pushes_wait(
     two: list[Site], cluster: Etcd
 ) -> None:
-    """Pulls are answered and marked, pushes get 503 in time, and all is well again by itself."""
+    """Pulls are answered and marked, pushes get 503, and all is well again by itself."""
     chance = random.Random(3)
     images = {f"v{number}": new_image(chance) for number in range(2)}
     async with _registries(two) as registries:
@@ -180,7 +180,7 @@ def _status(node: Site) -> subprocess.CompletedProcess[str]:
 
 
 async def test_an_etcd_that_hangs_keeps_nobody_waiting(two: list[Site], cluster: Etcd) -> None:
-    """While no member answers, every request gets 503 in time; then all goes on by itself."""
+    """While no member answers, every request gets 503; then all goes on by itself."""
     image = new_image(random.Random(4))
     one_node, _ = two
     async with _registries(two) as (one, other):

@@ -107,16 +107,6 @@ async def test_a_file_of_other_bytes_is_read_once(model: Model) -> None:
     assert await salvage.take(REPOSITORY, DIGEST)
 
 
-async def test_a_shelf_without_it_is_read_once(model: Model) -> None:
-    """Blobs that the site never had cost no look at the files that lie where theirs would."""
-    salvage = salvage_of(model)
-    for _ in range(2):
-        assert not await salvage.take(REPOSITORY, DIGEST)
-    await _leave(model, CONTENT, LEFT)  # by now it can only be an upload's
-    assert not await salvage.take(REPOSITORY, DIGEST)
-    assert await salvage_of(model).take(REPOSITORY, DIGEST)
-
-
 async def test_a_sound_file_is_taken_beside_a_damaged_one(model: Model) -> None:
     """Of several copies any sound one will do."""
     for session in ("bad-1", "good", "bad-2"):
