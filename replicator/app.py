@@ -30,6 +30,7 @@ from node.weather import Weather
 from node.wire.feed_channel import credentials
 from replicator.apply import Apply
 from replicator.bandwidth import Throttle
+from replicator.beside import AtWork, Beside
 from replicator.bodies import Bodies
 from replicator.census import Census
 from replicator.duties import Duties, Duty
@@ -151,6 +152,7 @@ class Following:
         self._scans = Scans(site.kv)
         self._losses = Losses(site.kv, site.blobs)
         self._flights = Flights()
+        self._at_work = AtWork()
 
     def duty(self, peer: Peer) -> Duty:
         """The duty to follow a peer."""
@@ -181,7 +183,7 @@ class Following:
         follow = Follow(
             site.kv,
             client,
-            apply,
+            Beside(apply, self._at_work),
             leadership,
             held=replica,
             reconcile=reconcile,

@@ -205,9 +205,11 @@ class Apply:
         if isinstance(change.name, ManifestName):
             with suppress(RegistryError):
                 for _ in ("its body", "its blobs"):
-                    _, step = await self._look(change.name, work)
+                    held, step = await self._look(change.name, work)
                     if not isinstance(step, FetchBody | Transfer):
                         break
+                    if isinstance(step, FetchBody) and held.body_here:
+                        break  # and the rest, most likely
                     await self._bring(change.name, step, work)
         return work.manifest
 
