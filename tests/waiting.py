@@ -12,14 +12,20 @@ POLL_S: Final = 0.02
 
 
 @overload
-async def eventually(condition: Callable[[], Awaitable[T]], deadline_s: float, what: str) -> T: ...
+async def eventually(
+    condition: Callable[[], Awaitable[T]], deadline_s: float, what: str, *, each_s: float = ...
+) -> T: ...
 
 
 @overload
-async def eventually(condition: Callable[[], T], deadline_s: float, what: str) -> T: ...
+async def eventually(
+    condition: Callable[[], T], deadline_s: float, what: str, *, each_s: float = ...
+) -> T: ...
 
 
-async def eventually(condition: Callable[[], Any], deadline_s: float, what: str) -> Any:
+async def eventually(
+    condition: Callable[[], Any], deadline_s: float, what: str, *, each_s: float = POLL_S
+) -> Any:
     """Poll until the condition answers something true; its AssertionError means "not yet"."""
     seen: object = "nothing, it never answered"
     deadline = asyncio.timeout(deadline_s)
@@ -35,7 +41,7 @@ async def eventually(condition: Callable[[], Any], deadline_s: float, what: str)
                     if answer:
                         return answer
                     seen = answer
-                await asyncio.sleep(POLL_S)
+                await asyncio.sleep(each_s)
     except TimeoutError:
         if not deadline.expired():
             raise

@@ -153,7 +153,8 @@ class Story:
     async def _has_all(self, site: str, wanted: Mapping[str, Sequence[str]]) -> None:
         for repository, tags in wanted.items():
             what = f"{site} lists the tags of {repository}"
-            await eventually(_Lists(self.lab.at[site], repository, tags), self.deadline_s, what)
+            lists = _Lists(self.lab.at[site], repository, tags)
+            await eventually(lists, self.deadline_s, what, each_s=_LOOK_S)
 
     async def _same(self) -> bool:
         shared = {(push.repository, push.tag) for push in self.history.pushes if push.shared}

@@ -29,6 +29,8 @@ from tests.waiting import eventually
 CONNECTIONS: Final = 8
 # Of the requests that go over one connection before it is given up.
 PER_CONNECTION: Final = 200
+# So many requests have every answer among them.
+RARE: Final = 100_000
 MEMORY_KIB: Final = 400 << 10
 SEED: Final = int(os.environ.get("ENTREPOT_FUZZ_SEED", "0")) or random.SystemRandom().getrandbits(
     32
@@ -154,7 +156,8 @@ async def test_no_request_breaks_the_gateway(site: Site, requests: int) -> None:
     except* Wrong as wrong:
         failures = "\n".join(str(err) for err in wrong.exceptions)
         pytest.fail(f"ENTREPOT_FUZZ_SEED={SEED}: {failures}", pytrace=False)
-    assert {200, 201, 202, 204, 206, 304, 400, 404, 405, 412, 413, 416} <= set(run.statuses)
+    assert {200, 201, 202, 204, 206, 304, 400, 404, 405, 412, 416} <= set(run.statuses)
+    assert 413 in run.statuses or requests < RARE  # three of ten thousand: it may well be none
     await _cancel_all(site)
     assert not [path for path in site.blobs.glob("uploads/**/*") if path.is_file()], SEED
     await eventually(lambda: _descriptors(site) < descriptors + 20, 30, "descriptors are closed")
