@@ -175,8 +175,15 @@ async def test_a_member_that_hangs_is_left_for_others(cluster: Etcd) -> None:
         assert isinstance(await writes.write(b"w/before"), Ok)
         # A follower is stopped: the others keep their leader.
         hung = next(one.endpoint for one in await kv.members() if not one.is_leader)
-        for ring in (kv._members.reads, kv._members._writes):
+        rings = kv._members.reads, kv._members._writes
+        for ring in rings:
             ring.lines.sort(key=lambda line: line.endpoint != hung)
+
+        def connected() -> bool:
+            return all(ring.lines[0].is_ready for ring in rings)
+
+        # Of those that are connected the first one serves.
+        await eventually(connected, WITHIN_S, "it is connected")
         number = cluster.endpoints.index(hung)
         cluster.signal(number, signal.SIGSTOP)
         try:
