@@ -108,9 +108,14 @@ async def test_a_file_that_was_lost_is_no_sameness(pair: tuple[Site, Site]) -> N
         layer = Digest.parse(image.blobs[-1].digest)
         (file,) = nyc.blobs.glob(f"{layer.algorithm}/*/{layer.hex}.*")
         file.unlink()
-        # It would wait for a minute that the file comes back.
-        code, output = await _entrepot("reconcile", "--url", nyc.url, "--full", "--timeout", "15")
-        assert (code, output) == (1, "fra: can't say: blobs are lost here: 1\n")
+
+        async def said() -> bool:
+            # It would wait for a minute that the file comes back.
+            told = await _entrepot("reconcile", "--url", nyc.url, "--full", "--timeout", "15")
+            assert told == (1, "fra: can't say: blobs are lost here: 1\n"), told
+            return True
+
+        await eventually(said, DEADLINE_S, "the loss is said")
         assert not (await nyc.peer("fra"))["in_sync"]
         await at_nyc.push(APP, image, "v1")
         await _in_sync(fra, nyc)

@@ -17,6 +17,8 @@ from tests.registry import LAYER, Served, digest_of, served
 from tests.waiting import eventually
 
 SOON_S: Final = 0.2
+# Where a request is to be heard before.
+LATER_S: Final = 1.0
 ANSWER_S: Final = 30.0
 HOST: Final = b" HTTP/1.1\r\nHost: x\r\n"
 PING: Final = b"GET /v2/" + HOST + b"\r\n"
@@ -94,13 +96,13 @@ async def test_a_head_in_pieces_is_a_head(registry: Served) -> None:
 @pytest.mark.parametrize("sent", [b"", PING, b"\r\n"], ids=["nothing", "a request", "a break"])
 async def test_a_connection_without_requests_ends(sent: bytes) -> None:
     """Who asks for nothing, at first or any more, is cut after a time, without a word."""
-    async with served(limits=Limits(idle_s=SOON_S)) as registry:
+    async with served(limits=Limits(idle_s=LATER_S)) as registry:
         assert (await _talk(registry, sent))[0] == ([200] if sent == PING else [])
 
 
 async def test_a_request_that_takes_long_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client whose upload pauses longer than a connection may be idle goes on."""
-    async with served(limits=Limits(head_s=SOON_S, idle_s=SOON_S)) as registry:
+    async with served(limits=Limits(head_s=LATER_S, idle_s=LATER_S)) as registry:
         location = await registry.start_upload()
         async with asyncio.timeout(ANSWER_S), registry.connected() as (reader, writer):
             writer.write(f"PATCH {location}".encode() + HOST + b"Content-Length: 4\r\n\r\nab")
@@ -128,7 +130,7 @@ async def test_a_body_that_stalls(
 
 async def test_a_client_that_takes_nothing() -> None:
     """Who asks for more than it takes is cut, and its answers are not piled up."""
-    async with served(limits=Limits(stall_s=SOON_S)) as registry:
+    async with served(limits=Limits(stall_s=LATER_S)) as registry:
         content = bytes(100_000)
         path = f"/v2/team/app/blobs/{await registry.push_blob(content)}"
         await registry.client.close()
@@ -138,7 +140,7 @@ async def test_a_client_that_takes_nothing() -> None:
             client.setblocking(False)
             requests = (f"GET {path}".encode() + HOST + b"\r\n") * 500
             await asyncio.get_running_loop().sock_sendall(client, requests)
-            assert _connections() == 1
+            await eventually(lambda: _connections() == 1, ANSWER_S, "it is served")
             await eventually(lambda: not _connections(), ANSWER_S, "the client is cut")
         value = registry.metrics.get_sample_value
         labels = {"endpoint": "get-blob", "status": "200"}

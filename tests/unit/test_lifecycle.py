@@ -283,7 +283,7 @@ def test_whatever_hangs_the_process_ends(body: str) -> None:
 def test_a_failure_is_status_1_and_a_traceback() -> None:
     """Work that fails ends the process, after the drain, and says where."""
     with process("lifecycle.spawn('x', asyncio.sleep('no number'))") as child:
-        output, errors = child.communicate(timeout=20)
+        output, errors = child.communicate(timeout=120)
     assert output.endswith("drained\n")
     assert "TypeError" in errors
     assert child.returncode == 1
@@ -293,7 +293,7 @@ def test_a_failure_is_status_1_and_a_traceback() -> None:
 def test_a_configuration_problem_is_status_2_and_its_lines() -> None:
     """What keeps it from starting is one line each, and what was started is undone."""
     with process("raise ConfigError('a: b', 'c: d')") as child:
-        output, errors = child.communicate(timeout=20)
+        output, errors = child.communicate(timeout=120)
     assert output.endswith("drained\n")
     assert errors.endswith("a: b\nc: d\n")
     assert child.returncode == 2
