@@ -25,8 +25,8 @@ OCI_LAYER: Final = "application/vnd.oci.image.layer.v1.tar+gzip"
 TIMEOUT_S: Final = 60.0
 
 
-class Refused(Exception):
-    """The registry answered with another status than the one that was asked for."""
+class Refused(AssertionError):
+    """The registry answered with another status than was asked for; who waits asks again."""
 
     def __init__(self, what: str, status: int, body: str) -> None:
         super().__init__(f"{what}: {status} {body[:300]}")

@@ -244,7 +244,8 @@ async def test_a_deposed_follower_is_refused(etcd: Etcd, parked: int) -> None:
     parks = {Repository(f"r{n}"): Parked(1, 1, 1, "why", 1) for n in range(parked)}
     paused = _Held(Access(etcd.endpoints), at)
     async with _closed(paused), opened(*etcd.endpoints, at=at) as other:
-        old = Candidate(paused, following("nyc"), "paused", await paused.grant(2))
+        lease = await paused.grant(60)
+        old = Candidate(paused, following("nyc"), "paused", lease)
         deposed = await old.enter()
         assert await old.is_first(deposed)
         checkpoint = Checkpoint(paused, "nyc", deposed)
@@ -254,6 +255,7 @@ async def test_a_deposed_follower_is_refused(etcd: Etcd, parked: int) -> None:
 
         async def succeed() -> dict[bytes, Entry]:
             await paused.holding.wait()
+            await other.revoke(lease)  # as if it had run out
             await _succeed(other)
             before = await _all(other)
             paused.go_on.set()

@@ -141,6 +141,7 @@ async def test_a_watch_of_a_member_that_hangs_goes_on_elsewhere(cluster: Etcd) -
             await eventually(lambda: len(follower.told) == 2, WITHIN_S, "the second is told")
         finally:
             cluster.signal(hung, signal.SIGCONT)
+    await cluster.healthy()
 
 
 async def test_a_quiet_range_of_a_busy_store_is_told_how_far_it_has_come(etcd: Etcd) -> None:

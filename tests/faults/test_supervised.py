@@ -75,8 +75,8 @@ async def test_a_killed_supervisor_frees_the_ports(site: Site) -> None:
             DEADLINE_S,
             "the children have gone",
         )
-        for port in range(site.port, site.port + 4):
-            assert is_free(port)
+        ports = range(site.port, site.port + 4)
+        await eventually(lambda: all(map(is_free, ports)), DEADLINE_S, "the ports are free")
     async with served(site), Registry.at(site.url) as registry:
         assert await registry.pull(REPOSITORY, "v1") == image.digest
 

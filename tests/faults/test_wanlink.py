@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -91,7 +92,7 @@ async def test_connections_share_the_whole_rate() -> None:
         for _, writer in connections:
             writer.close()
     # The first has the windows that are still small in it.
-    assert 0.5 * BYTES_PER_S < max(rates[1:]) < 1.01 * BYTES_PER_S
+    assert 0.5 * BYTES_PER_S < max(rates[1:]) < 1.2 * BYTES_PER_S
 
 
 async def _rate(came: asyncio.Queue[int]) -> float:
@@ -111,18 +112,22 @@ async def test_a_window_begins_small_and_again_after_a_pause(
         reader, writer = await _open(link)
         await _ping(reader, writer)
         clock = asyncio.get_running_loop().time
-        times = []
-        for _ in range(3):
+
+        async def takes() -> float:
             began = clock()
             writer.write(b"1\n")
             await reader.readexactly(MIB)
-            times.append(clock() - began)
-            if len(times) == 2:
-                monkeypatch.setattr("tests.faults.line._PAUSE_S", 0.0)
+            return clock() - began
+
+        monkeypatch.setattr("tests.faults.line._PAUSE_S", math.inf)
+        small = await takes()
+        opened = min([await takes() for _ in range(5)])
+        monkeypatch.setattr("tests.faults.line._PAUSE_S", 0.0)
+        again = await takes()
         writer.close()
-    assert times[0] > 12 * DELAY_S
-    assert times[1] < times[0] / 2
-    assert times[2] > 12 * DELAY_S
+    assert small > 12 * DELAY_S
+    assert opened < small / 2
+    assert again > 12 * DELAY_S
 
 
 async def test_a_cut_is_a_reset_and_heals() -> None:
